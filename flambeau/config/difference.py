@@ -1,0 +1,66 @@
+"""What differs between two configurations, and whether a run can go on with the second as if with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from flambeau.config.load import Config
+
+HARMLESS = (
+    "data.workers",
+    "data.prefetch",
+    "data.device_resident",
+    "trainer.progress",
+    "trainer.profile*",
+    "trainer.test_at_end",
+    "checkpoint*",
+    "tracking*",
+    "runs_dir",
+)
+"""Settings that change no number of a run."""
+
+LENGTH = ("trainer.epochs", "trainer.steps")
+"""Settings of a run's length: harmless if the schedule of its steps so far stays what it was, judged elsewhere."""
+
+ABSENT = "(not set)"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that is not what it was."""
+
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def breaks_equality(self) -> bool:
+        """Whether the run would no longer be the one that began."""
+        return self.key not in LENGTH and not any(fnmatchcase(self.key, pattern) for pattern in HARMLESS)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} -> {self.after}"
+
+
+def differences(before: Config, after: Config) -> list[Change]:
+    """The values that differ, by dotted key."""
+    old, new = flatten(before.values), flatten(after.values)
+    return [
+        Change(key, old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ABSENT) != new.get(key, ABSENT)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested mapping by dotted key; lists and empty mappings are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,154 @@
+"""The engine's own settings: every key that Flambeau itself reads, with its type, default and meaning.
+
+These classes are at once what the engine receives, what the configuration is checked against (their source is
+read like any part's signature), and what the JSON schema and the documentation are made from. No torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+
+@dataclass(kw_only=True)
+class LoaderSettings:
+    """How samples become batches: the keys of `data:` that the engine reads itself."""
+
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Samples per optimizer step, over all devices and accumulation steps (the global batch)."""
+    batch_size_per_rank: Annotated[int, Ge(1)] | None = None
+    """Samples per optimizer step and process; if given, the global batch is this times the processes."""
+    eval_batch_size: Annotated[int, Ge(1)] | None = None
+    """Samples per batch in evaluation; default: four times the batch of one process."""
+    workers: Annotated[int, Ge(0)] = 0
+    """Processes that fetch and transform samples; 0 fetches in the training process. Never changes a result."""
+    prefetch: Annotated[int, Ge(1)] = 2
+    """Batches that each worker prepares ahead."""
+    shuffle: bool = True
+    """A new permutation of the training samples each epoch, a function of (seed, epoch)."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch if it is smaller than the others."""
+    device_resident: bool | Literal["auto"] = "auto"
+    """Keep data held in tensors on the accelerator; `auto` does so if it takes under a quarter of its memory."""
+
+
+@dataclass(kw_only=True)
+class GroupSettings:
+    """One parameter group of the optimizer, chosen by name."""
+
+    pattern: str
+    """Shell-style pattern of parameter names (`backbone.*`, `*.bias`); the first group that matches takes it."""
+    lr: Annotated[float, Ge(0)] | None = None
+    """Learning rate of the group; default: the optimizer's."""
+    weight_decay: Annotated[float, Ge(0)] | None = None
+    """Weight decay of the group; default: the optimizer's."""
+
+
+@dataclass(kw_only=True)
+class OptimizerSettings:
+    """The keys of `optimizer:` that the engine reads itself; the others go to the optimizer."""
+
+    groups: list[GroupSettings] = field(default_factory=list)
+    """Parameter groups with a learning rate or weight decay of their own."""
+    no_decay: bool = False
+    """No weight decay on biases and on parameters of fewer than two dimensions (norms)."""
+
+
+@dataclass(kw_only=True)
+class EarlyStoppingSettings:
+    """Stop when the monitored score has not improved for a while."""
+
+    patience: Annotated[int, Ge(1)] = 10
+    """Validations without improvement before the run stops."""
+    min_delta: Annotated[float, Ge(0)] = 0.0
+    """Smallest change that counts as an improvement."""
+
+
+@dataclass(kw_only=True)
+class EmaSettings:
+    """Exponential moving average of the weights, evaluated beside the model."""
+
+    decay: Annotated[float, Interval(ge=0, lt=1)] = 0.999
+    """Weight of the old average at each update."""
+    update_after_step: Annotated[int, Ge(0)] = 0
+    """Steps during which the average simply follows the weights."""
+    update_every: Annotated[int, Ge(1)] = 1
+    """Optimizer steps between two updates."""
+
+
+@dataclass(kw_only=True)
+class ProfileSettings:
+    """Record a torch profiler trace into the run folder."""
+
+    start_step: Annotated[int, Ge(0)] = 10
+    """First optimizer step that is recorded, after warm-up."""
+    steps: Annotated[int, Ge(1)] = 10
+    """Optimizer steps that are recorded."""
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """How a run proceeds: the keys of `trainer:` that the engine reads itself."""
+
+    epochs: Annotated[int, Ge(0)] | None = None
+    """Passes over the training samples. Give either `epochs` or `steps`."""
+    steps: Annotated[int, Ge(0)] | None = None
+    """Optimizer steps. Give either `epochs` or `steps`."""
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; bf16 and fp16 use autocast, fp16 with a loss scaler."""
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Micro-batches per optimizer step; changes memory, not mathematics."""
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    """Clip the norm of all gradients together to this value."""
+    validate_every_epochs: Annotated[int, Ge(1)] | None = 1
+    """Epochs between validations. The end of a run is always validated."""
+    validate_every_steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps between validations; if given, replaces `validate_every_epochs`."""
+    log_every: Annotated[int, Ge(1)] = 50
+    """Optimizer steps between two log lines; the only moments at which the host waits for the device."""
+    monitor: str | None = None
+    """The validation score that decides which checkpoint is best; default: the first metric, else the loss."""
+    monitor_mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; default: what the metric itself says."""
+    early_stopping: EarlyStoppingSettings | None = None
+    """Stop when the monitored score no longer improves."""
+    ema: EmaSettings | None = None
+    """Keep and evaluate an exponential moving average of the weights."""
+    freeze: list[str] = field(default_factory=list)
+    """Shell-style patterns of module names that are not trained and stay in evaluation mode."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    nan_policy: Literal["stop", "skip"] = "stop"
+    """On a loss or gradient that is not finite: stop and name its origin, or skip the update."""
+    max_skips: Annotated[int, Ge(1)] = 10
+    """With `nan_policy: skip`: stop after this many skipped updates in a row."""
+    deterministic: bool = True
+    """Use deterministic algorithms, so that a repeated or resumed run gives the same bits."""
+    test_at_end: bool = False
+    """Evaluate the best checkpoint on the test split at the end."""
+    debug: Literal["one_batch", "one_epoch", "few_batches", "overfit_batch"] | None = None
+    """Shortened runs: one batch of everything, one epoch, three batches of everything, or one batch over and over."""
+    profile: ProfileSettings | None = None
+    """Record a profiler trace."""
+    progress: bool = True
+    """Show a progress bar on a terminal."""
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """When checkpoints are written and which are kept: the section `checkpoint:`."""
+
+    every_epochs: Annotated[int, Ge(1)] | None = 1
+    """Epochs between checkpoints."""
+    every_steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps between checkpoints."""
+    every_minutes: Annotated[float, Gt(0)] | None = 10.0
+    """Minutes after which a checkpoint is written even if none is due by steps or epochs."""
+    keep_last: Annotated[int, Ge(1)] = 2
+    """The newest checkpoints that are kept."""
+    keep_best: Annotated[int, Ge(0)] = 1
+    """The best checkpoints that are kept, by `trainer.monitor`."""
+    keep_every_steps: Annotated[int, Ge(1)] | None = None
+    """Checkpoints whose step is a multiple of this are kept for good."""

@@ -1,0 +1,33 @@
+"""Names of parts: registering them, finding them without importing, loading them."""
+
+from flambeau.registry.load import (
+    EXTRAS,
+    FILE_READERS,
+    INSTALLS,
+    load_part,
+    refusal,
+    suggest_part,
+    takes_batch,
+    verify_kind,
+)
+from flambeau.registry.names import KINDS, Register, register
+from flambeau.registry.scan import Part, Scan, find_parts, import_roots, scan_parts
+
+__all__ = [
+    "register",
+    "Register",
+    "KINDS",
+    "EXTRAS",
+    "INSTALLS",
+    "FILE_READERS",
+    "Part",
+    "Scan",
+    "find_parts",
+    "scan_parts",
+    "import_roots",
+    "load_part",
+    "verify_kind",
+    "takes_batch",
+    "refusal",
+    "suggest_part",
+]
