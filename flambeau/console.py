@@ -1,0 +1,31 @@
+"""Output for people: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@functools.cache
+def console(*, error: bool = False) -> Console:
+    """The console of this process, on standard output or standard error."""
+    from rich.console import Console
+
+    return Console(stderr=error, highlight=False, soft_wrap=True)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal that a person looks at."""
+    return sys.stdout.isatty()
+
+
+def say(text: str = "", *, error: bool = False) -> None:
+    """Print a line as it is: no markup is read from it."""
+    if is_terminal():
+        console(error=error).print(text, markup=False)
+    else:
+        print(text, file=sys.stderr if error else sys.stdout, flush=True)
