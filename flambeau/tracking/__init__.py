@@ -1,0 +1,5 @@
+"""Where scores, images and texts of a run go besides `metrics.jsonl`."""
+
+from flambeau.tracking.base import Tracker
+
+__all__ = ["Tracker"]
