@@ -1,0 +1,350 @@
+"""The way of the data from a dataset to the device, for training and for evaluation.
+
+Which samples form the batch of an optimizer step is a function of (seed, step); so `batches(start_step)`
+begins anywhere at once, and the number of workers changes nothing but the speed. Four ways lead to a batch:
+
+1. data held in tensors: fetched in the main process, many batches at a time, and sliced;
+2. map-style datasets without workers: read in the main process (reading.py);
+3. map-style datasets with workers: read in other processes (workers.py);
+4. iterable datasets: read in order, in the main process or in one other (streaming.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import IterableDataset
+
+from flambeau.config.sections import LoaderSettings
+from flambeau.data.batch import Batch, map_tensors
+from flambeau.data.in_memory import ArrayDataset, as_arrays, resident, split_rows
+from flambeau.data.index_stream import IndexStream, Indices
+from flambeau.data.reading import SampleReader, Transform
+from flambeau.data.streaming import SampleStream, StreamPosition
+from flambeau.data.workers import StreamProcess, WorkerPool
+from flambeau.errors import UsageError
+
+BatchTransform = Callable[[Batch], Batch]
+Request = tuple[int, Indices]  # an epoch and the indices of one batch
+
+_INDEX_BLOCK = 1 << 14  # indices computed at a time
+_BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 25}  # data fetched at a time; on the host, what stays in a core's cache
+_ALIGNMENT = {"cpu": 64, "cuda": 512}  # bytes, of what torch's allocators return
+
+
+class _Order:
+    """The batches of every epoch, as indices."""
+
+    def __init__(self, stream: IndexStream, batch_size: int, *, drop_last: bool, endless: bool) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.endless = endless
+        self.samples = stream.size - stream.size % batch_size if drop_last else stream.size
+        self.steps_per_epoch = -(-self.samples // batch_size)
+
+    def blocks(self, start_step: int, steps: int) -> Iterator[tuple[int, Indices]]:
+        """From `start_step` on, the epoch and the indices of up to `steps` whole batches at a time."""
+        epoch, first = divmod(start_step, self.steps_per_epoch) if self.samples else (0, 0)
+        while True:
+            for step in range(first, self.steps_per_epoch, steps):
+                stop = min((step + steps) * self.batch_size, self.samples)
+                yield epoch, self.stream.indices(epoch, step * self.batch_size, stop)
+            if not self.endless:
+                return
+            epoch, first = epoch + 1, 0
+
+    def requests(self, start_step: int) -> Iterator[Request]:
+        """From `start_step` on, the epoch and the indices of one batch after the other."""
+        for epoch, ids in self.blocks(start_step, max(1, _INDEX_BLOCK // self.batch_size)):
+            for start in range(0, len(ids), self.batch_size):
+                yield epoch, ids[start : start + self.batch_size]
+
+
+class _MapSource:
+    """A map-style dataset's way to the device."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: _Order,
+        reader: SampleReader,
+        *,
+        settings: LoaderSettings,
+        device: torch.device,
+    ) -> None:
+        self._order = order
+        self._reader = reader
+        self._settings = settings
+        self._device = device
+        arrays = as_arrays(dataset) if reader.transform is None else None
+        self._arrays = None if arrays is None else resident(arrays, device, settings.device_resident)
+        self._pool: WorkerPool | None = None
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        if self._arrays is not None:
+            return self._fetched(self._arrays, start_step)
+        return self._read_by_workers(start_step) if self._settings.workers else self._read(start_step)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _fetched(self, arrays: ArrayDataset, start_step: int) -> Iterator[Batch]:
+        """Fetch many batches at once and slice them: one look-up in place of one a batch."""
+        size = self._order.batch_size
+        rows = _rows_at_once(arrays, size)
+        for _, ids in self._order.blocks(start_step, max(rows, _INDEX_BLOCK) // size):
+            indices = torch.from_numpy(ids).to(arrays.device)
+            for start in range(0, len(ids), rows):
+                inputs, targets = arrays.fetch(indices[start : start + rows])
+                if arrays.device != self._device:
+                    inputs, targets = (_send(half, self._device) for half in (inputs, targets))
+                for some_inputs, some_targets in zip(split_rows(inputs, size), split_rows(targets, size), strict=False):
+                    some_ids = ids[start : start + size]
+                    start += size
+                    yield Batch(some_inputs, some_targets, some_ids, len(some_ids))
+
+    def _read(self, start_step: int) -> Iterator[Batch]:
+        for epoch, ids in self._order.requests(start_step):
+            yield _batch(*self._reader.read(epoch, ids), ids, self._device)
+
+    def _read_by_workers(self, start_step: int) -> Iterator[Batch]:
+        if self._pool is None:
+            self._pool = WorkerPool(
+                _Answer(self._reader),
+                workers=self._settings.workers,
+                prefetch=self._settings.prefetch,
+                pin_memory=self._device.type == "cuda",
+            )
+        for inputs, targets, ids in self._pool.results(self._order.requests(start_step)):
+            yield _batch(inputs, targets, ids, self._device)
+
+
+class _StreamSource:
+    """An iterable dataset's way to the device."""
+
+    def __init__(self, stream: SampleStream, *, settings: LoaderSettings, device: torch.device) -> None:
+        self._stream = stream
+        self._settings = settings
+        self._device = device
+        self._process: StreamProcess | None = None
+        self._loaded: StreamPosition | None = None
+        self._position: StreamPosition | None = None
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        position = self._stream.position_of(start_step)
+        if self._loaded is not None and self._loaded.step == start_step:
+            position = self._loaded
+        self.close()
+        if self._settings.workers:
+            self._process = StreamProcess(
+                partial(self._stream.read, start_step, position, with_state=True),
+                prefetch=self._settings.prefetch,
+                pin_memory=self._device.type == "cuda",
+            )
+            results = self._process.results()
+        else:
+            results = self._stream.read(start_step, position, with_state=False)
+        for inputs, targets, ids, self._position in results:
+            yield _batch(inputs, targets, ids, self._device)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def state_dict(self) -> dict[str, Any]:
+        position = self._position
+        if position is None or not self._stream.has_state:
+            return {}
+        state = asdict(position)
+        if self._process is None and position.samples:  # the dataset stands where the last batch ended
+            state["dataset"] = self._stream.dataset.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = StreamPosition(**state) if state else None
+
+
+class Feeder:
+    """Training batches.
+
+    Args:
+        dataset: map-style or iterable; the module's docstring says how each is read.
+        settings: workers, prefetch, shuffle, drop_last, device_resident.
+        batch_size: samples per optimizer step.
+        seed: the seed of the run; order and augmentation are functions of it.
+        device: where the batches go.
+        transform: called with each sample; seeded for each by (seed, epoch, index).
+        batch_transform: called with each batch on the device; must be deterministic.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch; None for an iterable dataset without a length.
+
+    Workers are not used for data that is held in tensors and has no transform: fetching it here is faster. An
+    iterable dataset is read by at most one, so that their number does not change its order.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        settings: LoaderSettings,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        transform: Transform | None = None,
+        batch_transform: BatchTransform | None = None,
+    ) -> None:
+        device = torch.device(device)
+        self._batch_transform = batch_transform
+        self._source: _MapSource | _StreamSource
+        self.steps_per_epoch: int | None
+        if _is_stream(dataset):
+            stream = SampleStream(
+                dataset, transform, seed, batch_size=batch_size, drop_last=settings.drop_last, training=True
+            )
+            self._source = _StreamSource(stream, settings=settings, device=device)
+            self.steps_per_epoch = stream.steps_per_epoch
+        else:
+            order = _Order(
+                IndexStream(_length(dataset), seed, settings.shuffle),
+                batch_size,
+                drop_last=settings.drop_last,
+                endless=True,
+            )
+            reader = SampleReader(dataset, transform, seed, training=True)
+            self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
+            self.steps_per_epoch = order.steps_per_epoch
+        if self.steps_per_epoch == 0:
+            size = _length(dataset)
+            raise UsageError(
+                f"the training dataset has {size} samples, which is not one batch of {batch_size}",
+                remedy="lower data.batch_size or set data.drop_last to false" if size else None,
+            )
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches without end from optimizer step `start_step` on.
+
+        Step s is batch `s % steps_per_epoch` of epoch `s // steps_per_epoch`. Not to be used twice at once.
+        """
+        batches = self._source.batches(start_step)
+        return batches if self._batch_transform is None else map(self._batch_transform, batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed, besides the step, to go on after the last batch given: empty unless the dataset is
+        iterable, whose own state it then holds."""
+        return self._source.state_dict() if isinstance(self._source, _StreamSource) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next `batches(step)` begin from `state`, if it is of that step."""
+        if isinstance(self._source, _StreamSource):
+            self._source.load_state_dict(state)
+
+    def close(self) -> None:
+        """End the worker processes, if any; also done when the feeder is collected."""
+        self._source.close()
+
+
+class EvalFeeder:
+    """Evaluation batches: each sample exactly once, in the dataset's order.
+
+    Args: as for Feeder; a random transform is seeded by (seed, index), so that every evaluation is the same.
+
+    Attributes:
+        num_samples: length of the dataset; None for an iterable dataset without one.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        prefetch: int = 2,
+        device: torch.device | str = "cpu",
+        transform: Transform | None = None,
+        batch_transform: BatchTransform | None = None,
+        seed: int = 0,
+        device_resident: bool | Literal["auto"] = "auto",
+    ) -> None:
+        device = torch.device(device)
+        settings = LoaderSettings(workers=workers, prefetch=prefetch, device_resident=device_resident)
+        self._batch_transform = batch_transform
+        self._source: _MapSource | _StreamSource
+        self.num_samples: int | None
+        if _is_stream(dataset):
+            stream = SampleStream(dataset, transform, seed, batch_size=batch_size, drop_last=False, training=False)
+            self._source = _StreamSource(stream, settings=settings, device=device)
+            self.num_samples = stream.size
+        else:
+            self.num_samples = _length(dataset)
+            in_order = IndexStream(self.num_samples, seed, shuffle=False)
+            order = _Order(in_order, batch_size, drop_last=False, endless=False)
+            reader = SampleReader(dataset, transform, seed, training=False)
+            self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
+
+    def batches(self) -> Iterator[Batch]:
+        """One pass over the dataset. Worker processes stay for the next."""
+        batches = self._source.batches(0)
+        return batches if self._batch_transform is None else map(self._batch_transform, batches)
+
+    def close(self) -> None:
+        """End the worker processes, if any; also done when the feeder is collected."""
+        self._source.close()
+
+
+class _Answer:
+    """What a worker does with a request."""
+
+    def __init__(self, reader: SampleReader) -> None:
+        self._reader = reader
+
+    def __call__(self, request: Request) -> tuple[Any, Any, Indices]:
+        return *self._reader.read(*request), request[1]
+
+
+def _batch(inputs: Any, targets: Any, ids: Indices, device: torch.device) -> Batch:
+    if device.type != "cpu":
+        inputs, targets = _send(inputs, device), _send(targets, device)
+    return Batch(inputs, targets, ids, len(ids))
+
+
+def _send(data: Any, device: torch.device) -> Any:
+    """Copy to the device, without waiting where the memory is pinned."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), data)
+
+
+def _rows_at_once(arrays: ArrayDataset, batch_size: int) -> int:
+    """Rows to fetch at a time: a multiple of the batch size.
+
+    More than one batch only if each slice of a block begins where an allocator could have put it: libraries
+    choose their kernels by alignment, and a batch must give the same bits however it was read.
+    """
+    kind = arrays.device.type
+    alignment = _ALIGNMENT.get(kind, 512)
+    if any(batch_size * tensor[:1].nbytes % alignment for tensor in arrays.tensors()):
+        return batch_size
+    budget = _BLOCK_BYTES.get(kind, 1 << 19)
+    return batch_size * max(1, budget // max(1, batch_size * arrays.sample_bytes))
+
+
+def _is_stream(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError:
+        raise UsageError(
+            f"the dataset {type(dataset).__name__} has neither a length nor __iter__",
+            remedy="give it __len__ and __getitem__, or __iter__",
+        ) from None

@@ -1,0 +1,30 @@
+"""What a data module is: the datasets of one task, and what is done to their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flambeau.data.batch import Batch
+
+
+class DataModule:
+    """The train, validation and test datasets of one task, and their transforms.
+
+    Inheriting is optional: any class with these attributes is a data module. A subclass annotates what it
+    offers to the configuration in its body (`num_classes: int`), which `${data.num_classes}` then refers to.
+
+    Attributes:
+        train, val, test: map-style or iterable datasets of samples, or None.
+        train_transform, eval_transform: called with each sample; random ones are reproducible, since torch,
+            numpy and `random` are seeded for each sample by (seed, epoch, index).
+        batch_transform: called with each batch on the training device, in training and evaluation alike; it
+            must be deterministic (normalise bytes, move channels).
+    """
+
+    train: Any = None
+    val: Any = None
+    test: Any = None
+    train_transform: Callable[[Any], Any] | None = None
+    eval_transform: Callable[[Any], Any] | None = None
+    batch_transform: Callable[[Batch], Batch] | None = None

@@ -1,0 +1,157 @@
+"""Iterable datasets: batches in the order in which the dataset gives its samples.
+
+`set_epoch(epoch)` is called before each pass if the dataset has it. The position is regained by `state_dict`
+and `load_state_dict` if it has them, else by reading up to it. Sample k of pass e is read and transformed
+under the seed (seed, e, k), like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from flambeau.data.batch import collate
+from flambeau.data.index_stream import Indices
+from flambeau.data.reading import Transform
+from flambeau.errors import UsageError
+from flambeau.runtime.seeds import derive, host_generators_kept, seed_host
+
+_END = object()
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """A place between two batches."""
+
+    step: int
+    """Batches before it, over all epochs."""
+    epoch: int
+    samples: int
+    """Samples of the epoch before it; 0 at the beginning of an epoch."""
+    dataset: Any = None
+    """The dataset's own state there, if it has one and the epoch has begun."""
+
+
+class SampleStream:
+    """The batches of an iterable dataset.
+
+    Args:
+        dataset: an iterable; may have `__len__`, `set_epoch`, `state_dict` and `load_state_dict`.
+        transform: called with each sample, or None.
+        seed: the seed of the run.
+        batch_size: samples a batch.
+        drop_last: leave out the last batch of an epoch if it is smaller.
+        training: passes without end, each an epoch of its own; else one pass.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Transform | None,
+        seed: int,
+        *,
+        batch_size: int,
+        drop_last: bool,
+        training: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.training = training
+        self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else None
+        self.has_state = hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+        self._fresh = deepcopy(dataset.state_dict()) if self.has_state else None
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Batches in a pass; None if the dataset does not say its length."""
+        if self.size is None:
+            return None
+        return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
+
+    def position_of(self, step: int) -> StreamPosition:
+        """Where to begin in order to reach `step` if no state is at hand: at an epoch's beginning."""
+        if not self.steps_per_epoch:
+            return StreamPosition(0, 0, 0)
+        epoch = step // self.steps_per_epoch
+        return StreamPosition(epoch * self.steps_per_epoch, epoch, 0)
+
+    def read(
+        self, start_step: int, position: StreamPosition, *, with_state: bool
+    ) -> Iterator[tuple[Any, Any, Indices, StreamPosition]]:
+        """Of each batch from `start_step` on: inputs, targets, places in the epoch, and the position after it.
+
+        `with_state` puts the dataset's state into every position, for a reader in another process.
+        """
+        step, samples_read, state = position.step, position.samples, position.dataset
+        for epoch in count(position.epoch):
+            iterator = self._open(epoch, state)
+            while True:
+                wanted = self.batch_size if self.size is None else min(self.batch_size, self.size - samples_read)
+                samples = self._take(iterator, epoch, samples_read, wanted, transformed=step >= start_step)
+                at_end = len(samples) < self.batch_size or samples_read + len(samples) == self.size
+                if at_end:
+                    self._require_size(samples_read + len(samples), iterator)
+                if not samples or (self.drop_last and len(samples) < self.batch_size):
+                    break
+                ids = np.arange(samples_read, samples_read + len(samples), dtype=np.int64)
+                samples_read += len(samples)
+                step += 1
+                if step > start_step:
+                    after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
+                    if with_state and self.has_state and not at_end:
+                        after = replace(after, dataset=self.dataset.state_dict())
+                    yield *collate(samples), ids, after
+                if at_end:
+                    break
+            if not self.training:
+                return
+            if not samples_read:
+                raise UsageError(f"the training dataset gave not one batch of {self.batch_size} samples")
+            samples_read, state = 0, None
+
+    def _require_size(self, samples_read: int, iterator: Iterator[Any]) -> None:
+        """At the end of a pass: it had as many samples as the dataset says, and is used up."""
+        if self.size is None:
+            return
+        with host_generators_kept():
+            samples_read += next(iterator, _END) is not _END
+        if samples_read != self.size:
+            relation = "more" if samples_read > self.size else f"only {samples_read}"
+            raise UsageError(f"the iterable dataset says that it has {self.size} samples, but a pass gave {relation}")
+
+    def _open(self, epoch: int, state: Any) -> Iterator[Any]:
+        """Begin a pass: at `state` if there is one, else at its beginning."""
+        if self.training and hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        if state is None:
+            state = deepcopy(self._fresh)  # a pass that was broken off must not begin the next
+        if state is not None:
+            self.dataset.load_state_dict(state)
+        with host_generators_kept():
+            seed_host(derive(self.seed, "stream", epoch))
+            return iter(self.dataset)
+
+    def _take(self, iterator: Iterator[Any], epoch: int, start: int, number: int, *, transformed: bool) -> list[Any]:
+        """Up to `number` samples, of which the first is number `start` of the epoch."""
+        samples = []
+        with host_generators_kept():
+            for index in range(start, start + number):
+                purpose = ("augment", epoch) if self.training else ("eval",)
+                seed_host(derive(self.seed, *purpose, index))
+                try:
+                    sample = next(iterator, _END)
+                    if sample is _END:
+                        break
+                    samples.append(self.transform(sample) if self.transform and transformed else sample)
+                except Exception as error:
+                    error.add_note(f"while reading sample {index} of pass {epoch} of the iterable dataset")
+                    raise
+        return samples

@@ -1,0 +1,78 @@
+"""Transforms of images: random ones of a sample, and the normalisation of a batch of bytes on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from flambeau.data.batch import Batch
+
+ImageSample = tuple[torch.Tensor, Any]
+
+
+class Chain:
+    """Transforms one after the other."""
+
+    def __init__(self, *transforms: Callable[[Any], Any]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, sample: Any) -> Any:
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+
+class RandomShift:
+    """Move the image of a sample, (C, H, W), by up to `reach` pixels in each direction; `fill` comes in."""
+
+    def __init__(self, reach: int, fill: float = 0.0) -> None:
+        self.reach = reach
+        self.fill = fill
+
+    def __call__(self, sample: ImageSample) -> ImageSample:
+        image, target = sample
+        height, width = image.shape[-2:]
+        down, right = torch.randint(0, 2 * self.reach + 1, (2,)).tolist()
+        padded = pad(image, (self.reach,) * 4, value=self.fill)
+        return padded[..., down : down + height, right : right + width], target
+
+
+class RandomFlip:
+    """Mirror the image of a sample, (C, H, W), left to right, half of the time."""
+
+    def __call__(self, sample: ImageSample) -> ImageSample:
+        image, target = sample
+        return (image.flip(-1) if torch.rand(()).item() < 0.5 else image), target
+
+
+class NormalizeBytes:
+    """Batch transform: bytes (N, C, ...) to float32 with mean 0 and standard deviation 1 in each channel.
+
+    Args:
+        mean, std: of each channel, for values in 0..1.
+
+    Done a batch at a time on the device, so that bytes are all that is kept in memory and moved.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self._scales: dict[tuple[torch.device, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, batch: Batch) -> Batch:
+        inputs: torch.Tensor = batch.inputs
+        offset, scale = self._scale(inputs.device, inputs.dim())
+        return batch.replace(inputs=inputs.to(torch.float32).sub_(offset).mul_(scale), targets=batch.targets)
+
+    def _scale(self, device: torch.device, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (device, dimensions)
+        if key not in self._scales:
+            shape = (len(self.mean),) + (1,) * (dimensions - 2)
+            self._scales[key] = (
+                torch.tensor([255 * value for value in self.mean], device=device).view(shape),
+                torch.tensor([1 / (255 * value) for value in self.std], device=device).view(shape),
+            )
+        return self._scales[key]

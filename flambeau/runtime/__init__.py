@@ -1,0 +1,1 @@
+"""The ground under training: devices, determinism, seeds, signals."""
