@@ -1,0 +1,7 @@
+"""Models: plain `nn.Module` classes that a configuration names."""
+
+from flambeau.models.lenet import LeNet
+from flambeau.models.mlp import MLP
+from flambeau.models.resnet import ResNet
+
+__all__ = ["MLP", "LeNet", "ResNet"]
