@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,5 +28,10 @@ def say(text: str = "", *, error: bool = False) -> None:
     """Print a line as it is: no markup is read from it."""
     if is_terminal():
         console(error=error).print(text, markup=False)
-    else:
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        return
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        # Who read it has left (head, a closed pager). No reason for a run to fail: the rest is said to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -17,7 +17,7 @@ from flambeau.config.defaults import Defaults
 from flambeau.config.origin import COMMAND_LINE, Node, Origin, dotted, plain, shown, walk
 from flambeau.config.project import Project, find_project
 from flambeau.config.references import Resolved, Surroundings, escape, fill, resolve
-from flambeau.config.secrets import is_secret
+from flambeau.config.secrets import is_secret, is_secret_reference
 from flambeau.config.slots import SLOTS
 from flambeau.errors import ConfigError, Problem
 
@@ -88,7 +88,8 @@ class Config:
 
     def written(self) -> dict[str, Any]:
         """The values as a file may state them: no secrets, `${` escaped, in the order of the sections."""
-        return self._written(self.texts)
+        secrets = {key: text for key, text in self.variables.items() if is_secret_reference(text)}
+        return self._written(self.texts | secrets)
 
     def _written(self, texts: Mapping[str, str]) -> dict[str, Any]:
 

@@ -24,3 +24,8 @@ def is_secret(key: str) -> bool:
     if words[-1] == "token":
         return before not in _VOCABULARY
     return words[-1] in _WORDS or (words[-1] == "key" and before in _KEYS)
+
+
+def is_secret_reference(text: str) -> bool:
+    """Whether a value as it is written refers to an entry that names a secret: `${vars.api_key}`."""
+    return any(is_secret(name) for name in re.findall(r"\$\{([^}:]+)\}", text))

@@ -47,7 +47,7 @@ def build_optimizer(
     """
     defer_dynamo_import()
     groups = parameter_groups(model, settings)
-    _check_takes(cls, {key for group in groups for key in group} - {"params"})
+    _check_takes(cls, {key for group in groups for key in group} - {"params", "name"})
     kwargs = dict(arguments)
     if _can_fuse(model, cls, kwargs, torch.device(device).type):
         kwargs["fused"] = True

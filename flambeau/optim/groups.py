@@ -23,6 +23,9 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     Raises:
         UsageError: nothing is trainable; a group takes no parameter; or a group's weight decay would apply to
             none of its parameters.
+
+    Returns:
+        Groups as torch takes them; those of `settings.groups` carry their pattern as `name`.
     """
     names = _names_by_parameter(model)
     trainable = {parameter: aliases for parameter, aliases in names.items() if parameter.requires_grad}
@@ -43,7 +46,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     for members, group in zip(chosen, settings.groups, strict=True):
         if not members:
             raise _takes_nothing(group, names)
-        own = {key: value for key in ("lr", "weight_decay") if (value := getattr(group, key)) is not None}
+        own: dict[str, Any] = {"name": group.pattern}
+        own |= {key: value for key in ("lr", "weight_decay") if (value := getattr(group, key)) is not None}
         if settings.no_decay and own.get("weight_decay") and all(map(_is_bias_or_norm, members)):
             raise UsageError(
                 f"optimizer.groups: the weight decay of {group.pattern!r} applies to nothing, as no_decay "

@@ -1,0 +1,6 @@
+"""Callbacks that come with Flambeau."""
+
+from flambeau.callbacks.sample_images import SampleImages
+from flambeau.callbacks.time_limit import TimeLimit
+
+__all__ = ["SampleImages", "TimeLimit"]

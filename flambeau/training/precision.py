@@ -1,0 +1,49 @@
+"""Arithmetic of a run: fp64, fp32, or bf16 and fp16 through autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import nn
+
+from flambeau.data import Batch
+from flambeau.data.batch import map_tensors
+
+PrecisionName = Literal["fp64", "fp32", "bf16", "fp16"]
+
+
+class Precision:
+    """One precision on one device.
+
+    fp64 casts the model and the floating-point inputs and targets. bf16 and fp16 keep the weights in fp32 and run the
+    forward pass under autocast; fp16 also scales the loss (Micikevicius et al., 2018, "Mixed precision training").
+    """
+
+    def __init__(self, name: PrecisionName, device: torch.device) -> None:
+        self.name = name
+        self.scaler: torch.amp.GradScaler | None = None
+        self._context: AbstractContextManager[object] = nullcontext()
+        if name in ("bf16", "fp16"):
+            dtype = torch.bfloat16 if name == "bf16" else torch.float16
+            self._context = torch.autocast(device.type, dtype=dtype)
+        if name == "fp16":
+            self.scaler = torch.amp.GradScaler(device.type)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass and its loss."""
+        return self._context
+
+    def cast_model(self, model: nn.Module) -> None:
+        if self.name == "fp64":
+            model.double()
+
+    def cast(self, batch: Batch) -> Batch:
+        if self.name != "fp64":
+            return batch
+
+        def widen(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.double() if tensor.is_floating_point() else tensor
+
+        return batch.replace(inputs=map_tensors(widen, batch.inputs), targets=map_tensors(widen, batch.targets))

@@ -1,0 +1,9 @@
+"""What all tests share. `tests/` is on the import path, so helpers are had as `from support.projects import ...`."""
+
+from __future__ import annotations
+
+import os
+
+# Tests and the processes that they start compute tiny things, often several at a time on few cores. Read by torch
+# when it is imported, so it is set before any test module is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
