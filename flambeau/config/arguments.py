@@ -164,6 +164,8 @@ def _docs(node: ast.ClassDef | FunctionNode) -> tuple[str, ...]:
 def _default(node: ast.expr | None) -> Any:
     if node is None:
         return MISSING
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Path", "pathlib.Path") and len(node.args) == 1:
+        node = node.args[0]  # a configuration states a path as text
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):

@@ -251,3 +251,8 @@ def test_circles_of_imports_and_of_bases_come_to_an_end(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("from a import Net\nfrom b import *\n")
     assert read(source, "a.Net").open
     assert isinstance(read_signature("a.Own", source=source), Signature)
+
+
+def test_a_default_path_is_text_as_a_configuration_writes_it(tmp_path: Path) -> None:
+    source = project(tmp_path, "from pathlib import Path\ndef make(root: Path = Path('data'), size: int = 3): ...\n")
+    assert read(source, "parts.make").parameters["root"].default == "data"
