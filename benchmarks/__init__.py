@@ -1,0 +1,1 @@
+"""What Flambeau costs, measured beside the hand-written loop and its peers; see README.md here."""
