@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
 
-    from flambeau.training.run import (
-        start_run,
-    )  # torch is imported only now that the configuration is known to be right
+    # Torch is imported only now, when the configuration is known to be right.
+    from flambeau.training.run import start_run
 
     return start_run(config, device=args.device, run_dir=args.run_dir, command=["flambeau", *sys.argv[1:]])

@@ -187,7 +187,7 @@ def test_secrets_are_known_by_the_last_word_of_their_key(key: str, expected: boo
 
 
 @given(values=st.dictionaries(st.sampled_from(["model", "data", "vars"]), VALUES))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_values_are_written_so_that_they_read_back(values: dict[str, Any], project: Project) -> None:
     """Text that looks like a reference, a number or a truth value included."""
     config = Config("any", values, {}, [], project)
