@@ -49,3 +49,14 @@ def test_mse_refuses_shapes_that_would_be_broadcast() -> None:
     """(N, 1) against (N,) would compare every output with every target."""
     with pytest.raises(ValueError, match=r"\(4, 1\).*\(4,\)"):
         MSE()(torch.randn(4, 1), torch.randn(4))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_dense_targets_have_the_loss_that_torch_gives_them(label_smoothing: float) -> None:
+    """Though each position is a row of its own, as CUDA's kernel for dense targets is not deterministic."""
+    logits = torch.randn(3, 4, 5, 2, dtype=torch.float64)
+    targets = torch.randint(4, (3, 5, 2))
+    targets[0, 0] = 3
+    ours = CrossEntropy(label_smoothing=label_smoothing, ignore_index=3)
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing, ignore_index=3)
+    torch.testing.assert_close(ours(logits, targets), theirs(logits, targets), rtol=1e-12, atol=0)
