@@ -39,9 +39,6 @@ class MeanAbsoluteError(_ErrorMetric):
         target: the key of the target, if targets are a dict.
     """
 
-    def __init__(self, *, output: str | None = None, target: str | None = None) -> None:
-        super().__init__(output=output, target=target)
-
     def _total(self, difference: Tensor) -> Tensor:
         return difference.abs().sum()
 
@@ -54,9 +51,6 @@ class MeanSquaredError(_ErrorMetric):
         output: the key of the output, if outputs are a dict.
         target: the key of the target, if targets are a dict.
     """
-
-    def __init__(self, *, output: str | None = None, target: str | None = None) -> None:
-        super().__init__(output=output, target=target)
 
     def _total(self, difference: Tensor) -> Tensor:
         return difference.square().sum()
