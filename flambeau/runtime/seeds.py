@@ -11,9 +11,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+
+HostState = tuple[Any, ...]
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 _GAMMA = 0x9E37_79B9_7F4A_7C15
@@ -47,30 +50,41 @@ def derive(seed: int, *path: int | str) -> int:
 def seed_all(value: int) -> None:
     """Seed the global generators of torch (every device), numpy and `random`."""
     torch.manual_seed(value)
-    _seed_numpy_and_random(value)
+    seed_numpy_and_random(value)
 
 
 def seed_host(value: int) -> None:
     """Seed the global generators of the host alone: torch's on the CPU, numpy's and `random`'s; 5 µs."""
     torch.default_generator.manual_seed(value)
-    _seed_numpy_and_random(value)
+    seed_numpy_and_random(value)
 
 
-def _seed_numpy_and_random(value: int) -> None:
+def seed_numpy_and_random(value: int) -> None:
+    """Seed the global generators of numpy and `random`."""
     np.random.seed(value & 0xFFFF_FFFF)
     random.seed(value)
+
+
+def host_state() -> HostState:
+    """The state of the host's global generators; 25 µs and 30 kB."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def set_host_state(state: HostState) -> None:
+    """Put the host's global generators where they were."""
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])
 
 
 @contextmanager
 def host_generators_kept() -> Iterator[None]:
     """Leave the host's global generators as they were, whatever is seeded or drawn inside."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    state = host_state()
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        set_host_state(state)
 
 
 @contextmanager
