@@ -8,7 +8,6 @@ a first dimension, and what is not numeric (strings, bytes, None, lists of such)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,23 @@ class Batch:
         inputs: tensor of shape (size, ...), or a nested dict of tensors and host lists.
         targets: likewise; None if the samples have none.
         ids: the dataset's index of each sample, int64, on the host.
-        size: number of samples.
+        size: number of samples; 0 for a borrowed row, which is there so that the model can be called, and weighs
+            nothing: what a process gets of a batch with fewer samples than processes.
+        global_size: samples of the optimizer step that this batch is a part of, over all processes.
+        number: in an evaluation, its place in the order of all batches, whichever process has them.
     """
 
-    __slots__ = ("ids", "inputs", "size", "targets")
+    __slots__ = ("global_size", "ids", "inputs", "number", "size", "targets")
 
-    def __init__(self, inputs: Any, targets: Any, ids: npt.NDArray[np.int64], size: int) -> None:
+    def __init__(
+        self, inputs: Any, targets: Any, ids: npt.NDArray[np.int64], size: int, global_size: int | None = None
+    ) -> None:
         self.inputs = inputs
         self.targets = targets
         self.ids = ids
         self.size = size
+        self.global_size = size if global_size is None else global_size
+        self.number = 0
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.inputs, self.targets))
@@ -51,7 +57,9 @@ class Batch:
 
     def replace(self, *, inputs: Any, targets: Any) -> Batch:
         """The same samples with other inputs and targets: what a `batch_transform` returns."""
-        return Batch(inputs, targets, self.ids, self.size)
+        batch = Batch(inputs, targets, self.ids, self.size, self.global_size)
+        batch.number = self.number
+        return batch
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`; host data stays where it is."""
@@ -62,20 +70,31 @@ class Batch:
         return self.replace(inputs=map_tensors(move, self.inputs), targets=map_tensors(move, self.targets))
 
     def split(self, n: int) -> list[Batch]:
-        """`n` contiguous micro-batches whose sizes differ by at most one; fewer if there are fewer samples.
+        """`n` contiguous parts whose sizes differ by at most one; tensors are views of the batch's.
 
-        Tensors are views of the batch's.
+        With fewer samples than parts, the last parts are borrowed: the batch's first row, of size 0.
         """
         if n < 1:
             raise ValueError(f"a batch cannot be split into {n} parts")
-        n = max(1, min(n, self.size))
         if n == 1:
             return [self]
-        quotient, rest = divmod(self.size, n)
-        stops = [quotient * part + min(part, rest) for part in range(n + 1)]
-        return [
-            Batch(_rows(self.inputs, a, b), _rows(self.targets, a, b), self.ids[a:b], b - a) for a, b in pairwise(stops)
-        ]
+        return [self._part(*share(self.size, part, n)) for part in range(n)]
+
+    def _part(self, start: int, stop: int) -> Batch:
+        first, last = (start, stop) if stop > start else (0, 1)
+        inputs, targets = _rows(self.inputs, first, last), _rows(self.targets, first, last)
+        return Batch(inputs, targets, self.ids[start:stop], stop - start, self.global_size)
+
+
+def share(size: int, part: int, parts: int) -> tuple[int, int]:
+    """Where part number `part` of `size` samples begins and ends: sizes differ by at most one, larger ones first.
+
+    >>> [share(7, part, 3) for part in range(3)]
+    [(0, 3), (3, 5), (5, 7)]
+    """
+    quotient, rest = divmod(size, parts)
+    start = quotient * part + min(part, rest)
+    return start, start + quotient + (part < rest)
 
 
 def collate(samples: Sequence[Any]) -> tuple[Any, Any]:

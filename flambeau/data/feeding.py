@@ -1,7 +1,8 @@
 """The way of the data from a dataset to the device, for training and for evaluation.
 
-Which samples form the batch of an optimizer step is a function of (seed, step); so `batches(start_step)`
-begins anywhere at once, and the number of workers changes nothing but the speed. Four ways lead to a batch:
+Which samples form the batch of an optimizer step is a function of (seed, step), and which of them a process reads a
+function of its rank besides (batch_order.py); so `batches(start_step)` begins anywhere at once, and the number of
+workers changes nothing but the speed. Four ways lead to a batch:
 
 1. data held in tensors: fetched in the main process, many batches at a time, and sliced;
 2. map-style datasets without workers: read in the main process (reading.py);
@@ -14,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import IterableDataset
 
 from flambeau.config.sections import LoaderSettings
-from flambeau.data.batch import Batch, map_tensors
+from flambeau.data.batch import Batch, map_tensors, share
+from flambeau.data.batch_order import BatchOrder, Request
 from flambeau.data.in_memory import ArrayDataset, as_arrays, resident, split_rows
 from flambeau.data.index_stream import IndexStream, Indices
 from flambeau.data.reading import SampleReader, Transform
@@ -29,39 +32,9 @@ from flambeau.data.workers import StreamProcess, WorkerPool
 from flambeau.errors import UsageError
 
 BatchTransform = Callable[[Batch], Batch]
-Request = tuple[int, Indices]  # an epoch and the indices of one batch
 
-_INDEX_BLOCK = 1 << 14  # indices computed at a time
 _BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 25}  # data fetched at a time; on the host, what stays in a core's cache
 _ALIGNMENT = {"cpu": 64, "cuda": 512}  # bytes, of what torch's allocators return
-
-
-class _Order:
-    """The batches of every epoch, as indices."""
-
-    def __init__(self, stream: IndexStream, batch_size: int, *, drop_last: bool, endless: bool) -> None:
-        self.stream = stream
-        self.batch_size = batch_size
-        self.endless = endless
-        self.samples = stream.size - stream.size % batch_size if drop_last else stream.size
-        self.steps_per_epoch = -(-self.samples // batch_size)
-
-    def blocks(self, start_step: int, steps: int) -> Iterator[tuple[int, Indices]]:
-        """From `start_step` on, the epoch and the indices of up to `steps` whole batches at a time."""
-        epoch, first = divmod(start_step, self.steps_per_epoch) if self.samples else (0, 0)
-        while True:
-            for step in range(first, self.steps_per_epoch, steps):
-                stop = min((step + steps) * self.batch_size, self.samples)
-                yield epoch, self.stream.indices(epoch, step * self.batch_size, stop)
-            if not self.endless:
-                return
-            epoch, first = epoch + 1, 0
-
-    def requests(self, start_step: int) -> Iterator[Request]:
-        """From `start_step` on, the epoch and the indices of one batch after the other."""
-        for epoch, ids in self.blocks(start_step, max(1, _INDEX_BLOCK // self.batch_size)):
-            for start in range(0, len(ids), self.batch_size):
-                yield epoch, ids[start : start + self.batch_size]
 
 
 class _MapSource:
@@ -70,7 +43,7 @@ class _MapSource:
     def __init__(
         self,
         dataset: Any,
-        order: _Order,
+        order: BatchOrder,
         reader: SampleReader,
         *,
         settings: LoaderSettings,
@@ -96,22 +69,27 @@ class _MapSource:
 
     def _fetched(self, arrays: ArrayDataset, start_step: int) -> Iterator[Batch]:
         """Fetch many batches at once and slice them: one look-up in place of one a batch."""
-        size = self._order.batch_size
+        order, size = self._order, self._order.whole.rows
         rows = _rows_at_once(arrays, size)
-        for _, ids in self._order.blocks(start_step, max(rows, _INDEX_BLOCK) // size):
+        for _, step, ids in order.blocks(start_step, rows):
             indices = torch.from_numpy(ids).to(arrays.device)
+            part = order.whole
             for start in range(0, len(ids), rows):
                 inputs, targets = arrays.fetch(indices[start : start + rows])
                 if arrays.device != self._device:
                     inputs, targets = (_send(half, self._device) for half in (inputs, targets))
                 for some_inputs, some_targets in zip(split_rows(inputs, size), split_rows(targets, size), strict=False):
-                    some_ids = ids[start : start + size]
+                    step += 1
+                    if step == order.steps_per_epoch:
+                        part = order.last
+                    some_ids = ids[start : start + part.size]
                     start += size
-                    yield Batch(some_inputs, some_targets, some_ids, len(some_ids))
+                    yield Batch(some_inputs, some_targets, some_ids, part.size, part.global_size)
 
     def _read(self, start_step: int) -> Iterator[Batch]:
-        for epoch, ids in self._order.requests(start_step):
-            yield _batch(*self._reader.read(epoch, ids), ids, self._device)
+        answer = _Answer(self._reader)
+        for request in self._order.requests(start_step):
+            yield _batch(*answer(request), device=self._device)
 
     def _read_by_workers(self, start_step: int) -> Iterator[Batch]:
         if self._pool is None:
@@ -121,8 +99,8 @@ class _MapSource:
                 prefetch=self._settings.prefetch,
                 pin_memory=self._device.type == "cuda",
             )
-        for inputs, targets, ids in self._pool.results(self._order.requests(start_step)):
-            yield _batch(inputs, targets, ids, self._device)
+        for result in self._pool.results(self._order.requests(start_step)):
+            yield _batch(*result, device=self._device)
 
 
 class _StreamSource:
@@ -150,8 +128,8 @@ class _StreamSource:
             results = self._process.results()
         else:
             results = self._stream.read(start_step, position, with_state=False)
-        for inputs, targets, ids, self._position in results:
-            yield _batch(inputs, targets, ids, self._device)
+        for inputs, targets, ids, global_size, self._position in results:
+            yield _batch(inputs, targets, ids, global_size, device=self._device)
 
     def close(self) -> None:
         if self._process is not None:
@@ -177,17 +155,21 @@ class Feeder:
     Args:
         dataset: map-style or iterable; the module's docstring says how each is read.
         settings: workers, prefetch, shuffle, drop_last, device_resident.
-        batch_size: samples per optimizer step.
+        batch_size: samples per optimizer step, over all processes.
         seed: the seed of the run; order and augmentation are functions of it.
         device: where the batches go.
         transform: called with each sample; seeded for each by (seed, epoch, index).
         batch_transform: called with each batch on the device; must be deterministic.
+        rank, ranks: which process this is, of how many that train together. Each gets a contiguous share of every
+            batch; sizes differ by at most one, the first shares are the larger ones. A share without samples is one
+            row of somebody else's, of size 0.
 
     Attributes:
         steps_per_epoch: batches in an epoch; None for an iterable dataset without a length.
 
     Workers are not used for data that is held in tensors and has no transform: fetching it here is faster. An
-    iterable dataset is read by at most one, so that their number does not change its order.
+    iterable dataset is read by at most one, so that their number does not change its order; and by every process
+    whole, which transforms its share alone: it must give every process the same samples.
     """
 
     def __init__(
@@ -200,6 +182,8 @@ class Feeder:
         device: torch.device | str = "cpu",
         transform: Transform | None = None,
         batch_transform: BatchTransform | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         device = torch.device(device)
         self._batch_transform = batch_transform
@@ -207,16 +191,25 @@ class Feeder:
         self.steps_per_epoch: int | None
         if _is_stream(dataset):
             stream = SampleStream(
-                dataset, transform, seed, batch_size=batch_size, drop_last=settings.drop_last, training=True
+                dataset,
+                transform,
+                seed,
+                batch_size=batch_size,
+                drop_last=settings.drop_last,
+                training=True,
+                rank=rank,
+                ranks=ranks,
             )
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.steps_per_epoch = stream.steps_per_epoch
         else:
-            order = _Order(
+            order = BatchOrder(
                 IndexStream(_length(dataset), seed, settings.shuffle),
                 batch_size,
                 drop_last=settings.drop_last,
                 endless=True,
+                rank=rank,
+                ranks=ranks,
             )
             reader = SampleReader(dataset, transform, seed, training=True)
             self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
@@ -254,7 +247,9 @@ class Feeder:
 class EvalFeeder:
     """Evaluation batches: each sample exactly once, in the dataset's order.
 
-    Args: as for Feeder; a random transform is seeded by (seed, index), so that every evaluation is the same.
+    Args: as for Feeder; a random transform is seeded by (seed, index), so that every evaluation is the same. Which
+        samples form a batch does not depend on the number of processes: each process gets some of the batches whole.
+        Of a map-style dataset these are consecutive ones, of an iterable dataset every `ranks`-th; there may be none.
 
     Attributes:
         num_samples: length of the dataset; None for an iterable dataset without one.
@@ -272,6 +267,8 @@ class EvalFeeder:
         batch_transform: BatchTransform | None = None,
         seed: int = 0,
         device_resident: bool | Literal["auto"] = "auto",
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         device = torch.device(device)
         settings = LoaderSettings(workers=workers, prefetch=prefetch, device_resident=device_resident)
@@ -279,20 +276,36 @@ class EvalFeeder:
         self._source: _MapSource | _StreamSource
         self.num_samples: int | None
         if _is_stream(dataset):
-            stream = SampleStream(dataset, transform, seed, batch_size=batch_size, drop_last=False, training=False)
+            stream = SampleStream(
+                dataset,
+                transform,
+                seed,
+                batch_size=batch_size,
+                drop_last=False,
+                training=False,
+                rank=rank,
+                ranks=ranks,
+            )
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.num_samples = stream.size
+            self._first_batch, self._stride = rank, ranks
         else:
             self.num_samples = _length(dataset)
-            in_order = IndexStream(self.num_samples, seed, shuffle=False)
-            order = _Order(in_order, batch_size, drop_last=False, endless=False)
+            self._first_batch, stop = share(-(-self.num_samples // batch_size), rank, ranks)
+            self._stride = 1
+            in_order = IndexStream(min(stop * batch_size, self.num_samples), seed, shuffle=False)
+            order = BatchOrder(in_order, batch_size, drop_last=False, endless=False)
             reader = SampleReader(dataset, transform, seed, training=False)
             self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the dataset. Worker processes stay for the next."""
-        batches = self._source.batches(0)
+        batches = self._source.batches(0 if isinstance(self._source, _StreamSource) else self._first_batch)
         return batches if self._batch_transform is None else map(self._batch_transform, batches)
+
+    def numbers(self) -> Iterator[int]:
+        """The number of each of this process's batches among those of all processes; without end."""
+        return count(self._first_batch, self._stride)
 
     def close(self) -> None:
         """End the worker processes, if any; also done when the feeder is collected."""
@@ -305,14 +318,15 @@ class _Answer:
     def __init__(self, reader: SampleReader) -> None:
         self._reader = reader
 
-    def __call__(self, request: Request) -> tuple[Any, Any, Indices]:
-        return *self._reader.read(*request), request[1]
+    def __call__(self, request: Request) -> tuple[Any, Any, Indices, int]:
+        """Inputs, targets, ids, and the samples of the batch over all processes."""
+        return *self._reader.read(request.epoch, request.rows), request.ids, request.portion.global_size
 
 
-def _batch(inputs: Any, targets: Any, ids: Indices, device: torch.device) -> Batch:
+def _batch(inputs: Any, targets: Any, ids: Indices, global_size: int, *, device: torch.device) -> Batch:
     if device.type != "cpu":
         inputs, targets = _send(inputs, device), _send(targets, device)
-    return Batch(inputs, targets, ids, len(ids))
+    return Batch(inputs, targets, ids, len(ids), global_size)
 
 
 def _send(data: Any, device: torch.device) -> Any:

@@ -54,16 +54,20 @@ class IndexStream:
         """The sample indices at positions `start` to `stop` (exclusive) of an epoch, int64."""
         if not 0 <= start <= stop <= self.size:
             raise IndexError(f"positions {start}..{stop} do not lie in an epoch of {self.size} samples")
+        return self.at(epoch, np.arange(start, stop, dtype=np.int64))
+
+    def at(self, epoch: int, positions: Indices) -> Indices:
+        """The sample indices at `positions` (int64, each from 0 to `size`) of an epoch, int64."""
         if not self.shuffle:
-            return np.arange(start, stop, dtype=np.int64)
+            return positions.copy()
         bits = max(_MIN_BITS, (self.size - 1).bit_length())
         key = derive(self.seed, "order", epoch)
         if bits <= _TABLE_BITS:
-            return _table_permutation(key, bits, self.size)[start:stop].copy()
-        order = np.empty(stop - start, dtype=np.uint64)
-        for first in range(start, stop, _CHUNK):
-            last = min(first + _CHUNK, stop)
-            order[first - start : last - start] = _walk(key, bits, self.size, first, last)
+            return _table_permutation(key, bits, self.size)[positions]
+        order = np.empty(len(positions), dtype=np.uint64)
+        for first in range(0, len(positions), _CHUNK):
+            chunk = positions[first : first + _CHUNK].view(np.uint64)
+            order[first : first + len(chunk)] = _walk(key, bits, self.size, chunk)
         return order.view(np.int64)
 
     def __repr__(self) -> str:
@@ -82,8 +86,8 @@ def _table_permutation(key: int, bits: int, size: int) -> Indices:
     return order
 
 
-def _walk(key: int, bits: int, size: int, start: int, stop: int) -> _Words:
-    order = _encipher(np.arange(start, stop, dtype=np.uint64), key, bits)
+def _walk(key: int, bits: int, size: int, positions: _Words) -> _Words:
+    order = _encipher(positions, key, bits)
     limit = np.uint64(size)
     outside = np.flatnonzero(order >= limit)
     while outside.size:

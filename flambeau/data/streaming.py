@@ -3,11 +3,15 @@
 `set_epoch(epoch)` is called before each pass if the dataset has it. The position is regained by `state_dict`
 and `load_state_dict` if it has them, else by reading up to it. Sample k of pass e is read and transformed
 under the seed (seed, e, k), like any other.
+
+Of several processes each reads the whole stream and transforms its own samples alone. So all know when a pass ends,
+whatever its length, and the dataset's state is the same in each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import count
@@ -16,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from flambeau.data.batch import collate
+from flambeau.data.batch_order import Portion, portion
 from flambeau.data.index_stream import Indices
 from flambeau.data.reading import Transform
 from flambeau.errors import UsageError
-from flambeau.runtime.seeds import derive, host_generators_kept, seed_host
+from flambeau.runtime.seeds import HostState, derive, host_generators_kept, host_state, seed_host, set_host_state
 
 _END = object()
 
@@ -47,6 +52,8 @@ class SampleStream:
         batch_size: samples a batch.
         drop_last: leave out the last batch of an epoch if it is smaller.
         training: passes without end, each an epoch of its own; else one pass.
+        rank, ranks: which process this is, of how many: in training it gets its share of each batch, else every
+            `ranks`-th batch whole.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class SampleStream:
         batch_size: int,
         drop_last: bool,
         training: bool,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.dataset = dataset
         self.transform = transform
@@ -65,6 +74,8 @@ class SampleStream:
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.training = training
+        self.rank = rank
+        self.ranks = ranks
         self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else None
         self.has_state = hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
         self._fresh = deepcopy(dataset.state_dict()) if self.has_state else None
@@ -85,30 +96,33 @@ class SampleStream:
 
     def read(
         self, start_step: int, position: StreamPosition, *, with_state: bool
-    ) -> Iterator[tuple[Any, Any, Indices, StreamPosition]]:
-        """Of each batch from `start_step` on: inputs, targets, places in the epoch, and the position after it.
+    ) -> Iterator[tuple[Any, Any, Indices, int, StreamPosition]]:
+        """This process's part of each batch from `start_step` on.
 
-        `with_state` puts the dataset's state into every position, for a reader in another process.
+        Inputs, targets, places of the samples in the epoch, samples of the batch over all processes, and the position
+        after it. `with_state` puts the dataset's state into every position, for a reader in another process.
         """
         step, samples_read, state = position.step, position.samples, position.dataset
         for epoch in count(position.epoch):
             iterator = self._open(epoch, state)
             while True:
                 wanted = self.batch_size if self.size is None else min(self.batch_size, self.size - samples_read)
-                samples = self._take(iterator, epoch, samples_read, wanted, transformed=step >= start_step)
-                at_end = len(samples) < self.batch_size or samples_read + len(samples) == self.size
+                mine = step >= start_step and (self.training or step % self.ranks == self.rank)
+                size, samples = self._take(iterator, epoch, samples_read, wanted, mine=mine)
+                at_end = size < self.batch_size or samples_read + size == self.size
                 if at_end:
-                    self._require_size(samples_read + len(samples), iterator)
-                if not samples or (self.drop_last and len(samples) < self.batch_size):
+                    self._require_size(samples_read + size, iterator)
+                if not size or (self.drop_last and size < self.batch_size):
                     break
-                ids = np.arange(samples_read, samples_read + len(samples), dtype=np.int64)
-                samples_read += len(samples)
+                part = self._part(size)
+                ids = np.arange(part.first, part.first + part.size, dtype=np.int64) + samples_read
+                samples_read += size
                 step += 1
-                if step > start_step:
+                if mine:
                     after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
                     if with_state and self.has_state and not at_end:
                         after = replace(after, dataset=self.dataset.state_dict())
-                    yield *collate(samples), ids, after
+                    yield *collate(samples), ids, size, after
                 if at_end:
                     break
             if not self.training:
@@ -116,6 +130,10 @@ class SampleStream:
             if not samples_read:
                 raise UsageError(f"the training dataset gave not one batch of {self.batch_size} samples")
             samples_read, state = 0, None
+
+    def _part(self, size: int) -> Portion:
+        """What this process gets of a batch of `size` samples (in an evaluation: of one that is its own)."""
+        return portion(size, self.rank, self.ranks) if self.training else Portion(0, size, size, size)
 
     def _require_size(self, samples_read: int, iterator: Iterator[Any]) -> None:
         """At the end of a pass: it had as many samples as the dataset says, and is used up."""
@@ -139,19 +157,53 @@ class SampleStream:
             seed_host(derive(self.seed, "stream", epoch))
             return iter(self.dataset)
 
-    def _take(self, iterator: Iterator[Any], epoch: int, start: int, number: int, *, transformed: bool) -> list[Any]:
-        """Up to `number` samples, of which the first is number `start` of the epoch."""
-        samples = []
+    def _take(
+        self, iterator: Iterator[Any], epoch: int, start: int, number: int, *, mine: bool
+    ) -> tuple[int, list[Any]]:
+        """Read a batch of up to `number` samples, of which the first is number `start` of the epoch.
+
+        Returns:
+            How many there were, and this process's part of them, transformed; without `mine`, none.
+        """
+        part = self._part(number)
+        stop = part.first + part.rows if mine else 0
+        samples: list[Any] = []
+        passed: list[tuple[Any, HostState | None]] = []  # in front of the part; of a smaller batch it begins earlier
         with host_generators_kept():
-            for index in range(start, start + number):
+            for row in range(number):
                 purpose = ("augment", epoch) if self.training else ("eval",)
-                seed_host(derive(self.seed, *purpose, index))
-                try:
+                seed_host(derive(self.seed, *purpose, start + row))
+                with _naming(start + row, epoch):
                     sample = next(iterator, _END)
                     if sample is _END:
                         break
-                    samples.append(self.transform(sample) if self.transform and transformed else sample)
-                except Exception as error:
-                    error.add_note(f"while reading sample {index} of pass {epoch} of the iterable dataset")
-                    raise
-        return samples
+                    if part.first <= row < stop:
+                        samples.append(self._transformed(sample))
+                    elif row < stop and self.size is None:
+                        passed.append((sample, host_state() if self.transform else None))
+            else:
+                return number, samples
+            if not (row and mine and self.size is None):
+                return row, []
+            part, first = self._part(row), part.first
+            early = []
+            for place in range(part.first, min(part.first + part.rows, first)):
+                sample, state = passed[place]
+                if state is not None:
+                    set_host_state(state)
+                with _naming(start + place, epoch):
+                    early.append(self._transformed(sample))
+            return row, early + samples[: max(0, part.first + part.rows - first)]
+
+    def _transformed(self, sample: Any) -> Any:
+        return self.transform(sample) if self.transform else sample
+
+
+@contextmanager
+def _naming(index: int, epoch: int) -> Iterator[None]:
+    """Say in an error which sample it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while reading sample {index} of pass {epoch} of the iterable dataset")
+        raise

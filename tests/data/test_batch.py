@@ -30,19 +30,29 @@ def test_a_batch_unpacks_into_inputs_and_targets() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
-def test_micro_batches_are_contiguous_even_and_never_empty(size: int, n: int) -> None:
+def test_micro_batches_are_contiguous_and_even(size: int, n: int) -> None:
     """Their sizes differ by at most one, and they share the batch's memory."""
     batch = batch_of(size)
     parts = batch.split(n)
     sizes = [part.size for part in parts]
-    assert len(parts) == min(n, size)
+    assert len(parts) == n
     assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= 1
-    assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
-    assert [name for part in parts for name in part.inputs["name"]] == batch.inputs["name"]
+    assert all(part.global_size == size for part in parts)
+    full = [part for part in parts if part.size]
+    assert torch.equal(torch.cat([part.targets for part in full]), batch.targets)
+    assert [name for part in full for name in part.inputs["name"]] == batch.inputs["name"]
     assert np.concatenate([part.ids for part in parts]).tolist() == batch.ids.tolist()
     batch.inputs["image"][0, 0] = 7
     assert parts[0].inputs["image"][0, 0] == 7
+
+
+def test_a_part_without_samples_borrows_the_first_row() -> None:
+    """So that a model can be called with it; it counts nothing."""
+    batch = batch_of(2)
+    borrowed = batch.split(3)[2]
+    assert borrowed.size == 0
+    assert borrowed.ids.tolist() == []
+    assert torch.equal(borrowed.inputs["image"], batch.inputs["image"][:1])
 
 
 def test_moving_a_batch_leaves_host_data_on_the_host() -> None:
