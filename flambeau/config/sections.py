@@ -89,6 +89,27 @@ class ProfileSettings:
 
 
 @dataclass(kw_only=True)
+class FsdpSettings:
+    """Shard the model over the processes with torch's `fully_shard` (FSDP2), in place of a whole copy in each."""
+
+    blocks: list[str] = field(default_factory=list)
+    """Class names of the modules that are sharded, gathered and freed one by one (`Block`); default: what the model's
+    own method `fsdp_blocks()` gives, else the model as a whole."""
+    param_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Arithmetic of forward and backward pass; default: the parameters' own."""
+    reduce_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Arithmetic in which gradients are added up over the processes; default: as `param_dtype`."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered weights after its forward pass, and gather them again for the backward pass."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each block, and compute its activations again in the backward pass."""
+    compile_blocks: bool = False
+    """Compile each block by itself with torch.compile."""
+    meta_init: bool = False
+    """Build the model without memory for its weights, and initialise each shard where it will lie."""
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """How a run proceeds: the keys of `trainer:` that the engine reads itself."""
 
@@ -100,6 +121,22 @@ class TrainerSettings:
     """Arithmetic of the forward pass; bf16 and fp16 use autocast, fp16 with a loss scaler."""
     accumulate: Annotated[int, Ge(1)] = 1
     """Micro-batches per optimizer step; changes memory, not mathematics."""
+    micro_batch: Annotated[int, Ge(1)] | Literal["auto"] | None = None
+    """Most samples that a process takes through the model at a time, in place of `accumulate`; `auto` finds the most
+    that fit into memory before training."""
+    dry_batch: bool = True
+    """Take one batch of training and of validation through the model before the first step, and undo it: errors of
+    shape and memory, and parameters that get no gradient, show at once."""
+    sync_batch_norm: bool = True
+    """With several processes: batch norm takes its statistics over all of them."""
+    static_graph: bool = False
+    """With several processes: promise that every step runs the same operations, so that less is looked up."""
+    fsdp: FsdpSettings | None = None
+    """Shard the model over the processes; default: each holds a whole copy (DDP)."""
+    check_replicas_every: Annotated[int, Ge(1)] | None = 500
+    """With several processes: optimizer steps between two comparisons of the copies, bit by bit."""
+    hang_timeout: Annotated[float, Gt(0)] = 600.0
+    """With several processes: seconds without progress after which the run says which process is where, and ends."""
     clip_norm: Annotated[float, Gt(0)] | None = None
     """Clip the norm of all gradients together to this value."""
     validate_every_epochs: Annotated[int, Ge(1)] | None = 1

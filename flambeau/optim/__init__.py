@@ -3,6 +3,7 @@
 from flambeau.optim.build import build_optimizer
 from flambeau.optim.clip import clip_gradient_norm
 from flambeau.optim.direct import direct_step
+from flambeau.optim.groups import learning_rates
 from flambeau.optim.lazy_dynamo import defer_dynamo_import
 from flambeau.optim.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, Schedule
 
@@ -10,6 +11,7 @@ __all__ = [
     "build_optimizer",
     "direct_step",
     "clip_gradient_norm",
+    "learning_rates",
     "defer_dynamo_import",
     "Schedule",
     "Constant",

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from flambeau.config.sections import GroupSettings, OptimizerSettings
 from flambeau.errors import UsageError
@@ -96,3 +97,14 @@ def _takes_nothing(group: GroupSettings, names: Mapping[nn.Parameter, Sequence[s
     prefixes = {name.rsplit(".", depth)[0] + ".*" for name in known for depth in range(1, name.count(".") + 1)}
     near = difflib.get_close_matches(group.pattern, [*known, *sorted(prefixes)], n=3, cutoff=0.4) or known[:3]
     return UsageError(head + "matches no parameter of the model", remedy=f"nearest names: {', '.join(near)}")
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """`lr`, and beside it the rates of groups that a pattern chose (`lr/<pattern>`) or that began with another."""
+    groups = optimizer.param_groups
+    main = next((group for group in groups if "name" not in group), groups[0])
+    rates = {"lr": main["lr"]}
+    for number, group in enumerate(groups):
+        if group is not main and ("name" in group or group["initial_lr"] != main["initial_lr"]):
+            rates[f"lr/{group.get('name', number)}"] = group["lr"]
+    return rates

@@ -9,18 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.config.slots import SLOTS
+from flambeau.distributed.deferred import build_on_meta
+from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
 from flambeau.optim import build_optimizer
 from flambeau.registry import load_part, takes_batch
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
+from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.trainer import Trainer
@@ -158,9 +160,18 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     data, config = build_data(config, recipes)
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
-    model = build_model(config, recipes)
-    model.to(place, torch.float64 if settings.precision == "fp64" else None)
+    check_sharding(settings)
+    world = current_world()
+    build, weights = partial(build_model, config, recipes), None
+    if settings.fsdp is not None and settings.fsdp.meta_init and world.size > 1:
+        model, weights = build_on_meta(build)
+    else:
+        model = build()
+    if settings.precision == "fp64":
+        model.double()
     freeze_modules(model, settings.freeze)
+    # Before the optimizer is made of its parameters: to shard a model gives it others.
+    model = prepare_model(model, settings, world, place, weights)
     seed_all(derive(_seed(config), "parts"))
     optimizer = recipes.optimizer
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from flambeau.config.sections import EmaSettings
+from flambeau.distributed.sharding import twin_of
+from flambeau.runtime.shards import local_parts
 
 
 class Ema:
@@ -19,9 +19,9 @@ class Ema:
 
     def __init__(self, model: nn.Module, settings: EmaSettings) -> None:
         self.settings = settings
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = twin_of(model).eval().requires_grad_(False)
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
-        self._averages = [average.data for average, _ in pairs if average.is_floating_point()]
+        self._averages = [average for average, _ in pairs if average.is_floating_point()]
         self._sources = [source for average, source in pairs if average.is_floating_point()]
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
@@ -31,10 +31,10 @@ class Ema:
         settings = self.settings
         if updates % settings.update_every:
             return
-        weights = [source.data for source in self._sources]
+        averages, weights = local_parts(self._averages), local_parts(self._sources)
         if updates <= settings.update_after_step:
-            torch._foreach_copy_(self._averages, weights)
+            torch._foreach_copy_(averages, weights)
         else:
-            torch._foreach_lerp_(self._averages, weights, 1.0 - settings.decay)
+            torch._foreach_lerp_(averages, weights, 1.0 - settings.decay)
         for average, source in self._buffers:
             average.copy_(source)

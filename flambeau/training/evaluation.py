@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 
 from flambeau.criterions import weigh
 from flambeau.data import Batch
+from flambeau.distributed.in_step import in_step
+from flambeau.distributed.sharding import is_sharded_model, reshard
 from flambeau.metrics import Metric, metric_values
+from flambeau.metrics.merging import MergedMetrics
+from flambeau.runtime.world import World
+from flambeau.training.running_means import numbers_of
 
 EvaluationStep = Callable[[nn.Module, Batch], tuple[Any, "torch.Tensor | None", "int | torch.Tensor"]]
 """Gives the outputs of a batch, its loss (or None) and the units that the loss is a mean over."""
@@ -29,6 +35,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _called(model: nn.Module, batches: Iterable[Batch], world: World | None) -> Iterator[Batch]:
+    """The batches to call a model with: one that lies in pieces is called by all processes equally often."""
+    if world is None or not is_sharded_model(model):
+        yield from batches
+        return
+    yield from in_step(batches, world, next(model.parameters()).device)
+    reshard(model)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -37,6 +52,7 @@ def evaluate(
     metrics: Mapping[str, Metric],
     *,
     limit: int | None = None,
+    world: World | None = None,
 ) -> dict[str, float]:
     """The mean loss and the metrics of `model` over `batches`.
 
@@ -45,6 +61,8 @@ def evaluate(
 
     Args:
         limit: measure this many batches only.
+        world: the processes, each of which has some of the batches (`Batch.number` says which) and gets the scores of
+            all. The loss is added up in the order of the batches: the same bits at any number of processes.
 
     Returns:
         `loss` (if `step` gives one) and each metric by its label; a metric that gives a dict adds `label/key`, one that
@@ -52,20 +70,28 @@ def evaluate(
     """
     for metric in metrics.values():
         metric.reset()
-    loss_sum: Any = 0.0
-    units_sum: Any = 0.0
+    merged = MergedMetrics(metrics, world) if world is not None and world.size > 1 else None
+    losses: list[tuple[int, torch.Tensor, Any]] = []
     with evaluation_mode(model):
-        for number, batch in enumerate(batches):
-            if limit is not None and number >= limit:
-                break
+        for batch in _called(model, takewhile(lambda batch: limit is None or batch.number < limit, batches), world):
             outputs, loss, units = step(model, batch)
+            if not batch.size:  # borrowed
+                continue
             if loss is not None:
-                loss_sum = loss_sum + weigh(loss.double(), units)
-                units_sum = units_sum + units
-            for metric in metrics.values():
-                metric.update(outputs, batch.targets)
+                losses.append((batch.number, weigh(loss.double(), units), units))
+            if merged is not None:
+                merged.update(batch.number, outputs, batch.targets)
+            else:
+                for metric in metrics.values():
+                    metric.update(outputs, batch.targets)
+    numbers, values, units_of_batches = zip(*losses, strict=True) if losses else ((), (), ())
+    sums = list(zip(numbers, numbers_of(values), numbers_of(units_of_batches), strict=True))
+    if merged is not None and world is not None:
+        merged.merge()
+        sums = sorted(tuple(entry) for entries in world.gather(sums) for entry in entries)
     scores: dict[str, float] = {}
-    if isinstance(loss_sum, torch.Tensor):
-        scores["loss"] = float(loss_sum) / float(units_sum) if float(units_sum) else float("nan")
+    if sums:
+        total = sum(units for _, _, units in sums)
+        scores["loss"] = sum(loss for _, loss, _ in sums) / total if total else float("nan")
     scores.update(metric_values(metrics))
     return scores

@@ -3,18 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from flambeau.data import Batch
+from flambeau.distributed.sharding import is_sharded_model
 from flambeau.errors import FlambeauError
+from flambeau.optim import clip_gradient_norm
+from flambeau.runtime.shards import class_name, group_of, local_part, local_parts, true_everywhere
+from flambeau.runtime.world import current_world
+
+if TYPE_CHECKING:
+    from flambeau.training.trainer import Trainer
 
 
 class NonFiniteError(FlambeauError):
     """A loss, gradient, activation or weight became NaN or infinite."""
+
+
+def reject_loss(trainer: Trainer, batch: Batch) -> None:
+    """Do with a batch whose loss is not finite what `trainer.nan_policy` says: stop, or leave the step out.
+
+    Raises:
+        NonFiniteError: says where the number arose.
+    """
+    if trainer.settings.nan_policy == "stop":
+        before = describe_batch(trainer.last_batch) if trainer.last_batch is not None else "no batch"
+        reason = explain_bad_loss(trainer.model, batch, lambda: _repeat_forward(trainer, batch), before)
+        raise NonFiniteError(f"the loss of step {trainer.state.step + 1} is not finite: {reason}")
+    _skip(trainer, f"the loss is not finite ({describe_batch(batch)})")
+    trainer.clear_gradients()
+
+
+def reject_mean(trainer: Trainer, position: int) -> None:
+    """Stop because a loss since the last log line was not finite.
+
+    Args:
+        position: of the first such loss among the micro-batches since then.
+    """
+    where = first_bad_weight(trainer.model) or "all weights are finite"
+    raise NonFiniteError(
+        f"the loss became NaN or infinite within the {trainer.settings.log_every} steps before step "
+        f"{trainer.state.step} (at micro-batch {position + 1} of them): {where}"
+    )
+
+
+def require_finite_weights(trainer: Trainer) -> None:
+    """Before a checkpoint: nobody could go on from weights that are not finite.
+
+    Raises:
+        NonFiniteError: names the first of them.
+    """
+    if not weights_are_finite(trainer.model):
+        where = first_bad_weight(trainer.model)
+        raise NonFiniteError(f"after step {trainer.state.step} {where}; no checkpoint of it is written")
+
+
+def gradients_are_usable(trainer: Trainer) -> bool:
+    """Unscale and clip; false if this step's update must be left out.
+
+    Raises:
+        NonFiniteError: a gradient is not finite, and `trainer.nan_policy` says to stop.
+    """
+    scaler, clip, policy = trainer.precision.scaler, trainer.settings.clip_norm, trainer.settings.nan_policy
+    if scaler is not None:
+        scaler.unscale_(trainer.optimizer)
+    skips = scaler is not None or policy == "skip"
+    if clip is None and not skips:
+        return True
+    norm = clip_gradient_norm(trainer.trained, math.inf if clip is None else clip)
+    if clip is not None and trainer.world.is_main:  # the same on all; noted by all, it would weigh more with more
+        trainer.train_means.add("train/grad_norm", norm, 1.0)
+    if not (skips or trainer.device.type == "cpu") or math.isfinite(norm.item()):
+        return True
+    if scaler is not None:  # the scaler's search for a scale that does not overflow is no fault
+        trainer.state.skipped += 1
+        return False
+    where = first_bad_gradient(trainer.model) or "a gradient is not finite"
+    if policy == "stop":
+        raise NonFiniteError(f"step {trainer.state.step + 1}: {where}")
+    _skip(trainer, where)
+    return False
+
+
+def _repeat_forward(trainer: Trainer, batch: Batch) -> None:
+    trainer.seed_step()
+    trainer.forward = trainer.model  # compiled code would not call the hooks that look at activations
+    with trainer.precision.autocast():
+        trainer.training_step(batch)
+
+
+def _skip(trainer: Trainer, reason: str) -> None:
+    state = trainer.state
+    state.skipped += 1
+    state.skipped_in_row += 1
+    trainer.recorder.warn(f"step {state.step + 1} is left out: {reason}")
+    if state.skipped_in_row > trainer.settings.max_skips:
+        raise NonFiniteError(f"{state.skipped_in_row} steps in a row were left out; the last: {reason}")
 
 
 def first_bad_tensor(value: Any, name: str) -> str | None:
@@ -39,30 +127,53 @@ def first_bad_weight(model: nn.Module) -> str | None:
 
     Infinite buffers are nothing unusual: masks of attention are.
     """
-    for name, parameter in model.named_parameters():
-        if found := first_bad_tensor(parameter.detach(), f"'{name}'"):
-            return found
-    for name, buffer in model.named_buffers():
-        if torch.isnan(buffer).any():
-            return f"'{name}' holds NaN"
-    return None
+    return _first(model, _bad_weights(model))
 
 
 def first_bad_gradient(model: nn.Module) -> str | None:
     """The first parameter of `model`, from its output back to its input, whose gradient is not finite."""
-    for name, parameter in reversed(list(model.named_parameters())):
-        if found := first_bad_tensor(parameter.grad, f"the gradient of '{name}'"):
-            return found
-    return None
+    return _first(model, _bad_gradients(model))
 
 
+@torch.no_grad()
+def _bad_weights(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """The number and the fault of each parameter and buffer that is not as it should be, as far as it lies here."""
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if found := first_bad_tensor(local_part(parameter), f"'{name}'"):
+            yield number, found
+    for number, (name, buffer) in enumerate(model.named_buffers(), len(list(model.parameters()))):
+        if torch.isnan(buffer).any():
+            yield number, f"'{name}' holds NaN"
+
+
+@torch.no_grad()
+def _bad_gradients(model: nn.Module) -> Iterator[tuple[int, str]]:
+    for number, (name, parameter) in enumerate(reversed(list(model.named_parameters()))):
+        if found := first_bad_tensor(local_part(parameter.grad), f"the gradient of '{name}'"):
+            yield number, found
+
+
+def _first(model: nn.Module, faults: Iterator[tuple[int, str]]) -> str | None:
+    """The first fault; of a model in pieces, that of all processes, each of which has to ask for it."""
+    found = next(faults, None)
+    if group_of(model.parameters()) is not None:
+        found = min((tuple(fault) for fault in current_world().gather(found) if fault is not None), default=None)
+    return found[1] if found is not None else None
+
+
+@torch.no_grad()
 def weights_are_finite(model: nn.Module) -> bool:
-    """Whether all parameters of `model` are finite, with one wait for the device."""
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.is_floating_point()]
-    if not weights:
-        return True
-    greatest = torch._foreach_norm(weights, math.inf)  # unlike a sum of squares it cannot overflow
-    return bool(torch.isfinite(torch.stack([value.float() for value in greatest])).all())
+    """Whether all parameters of `model` are finite, with one wait for the device.
+
+    Of a model in pieces all processes have to ask for it.
+    """
+    parameters = list(model.parameters())
+    weights = [weight for weight in local_parts(parameters) if weight.is_floating_point() and weight.numel()]
+    finite = torch.ones((), dtype=torch.bool, device=parameters[0].device if parameters else None)
+    if weights:
+        greatest = torch._foreach_norm(weights, math.inf)  # unlike a sum of squares it cannot overflow
+        finite = torch.isfinite(torch.stack([value.float() for value in greatest])).all()
+    return true_everywhere(finite, group_of(parameters))
 
 
 def explain_bad_loss(model: nn.Module, batch: Batch, forward: Callable[[], object], previous: str) -> str:
@@ -73,8 +184,10 @@ def explain_bad_loss(model: nn.Module, batch: Batch, forward: Callable[[], objec
     """
     if found := first_bad_tensor(batch.inputs, "the input") or first_bad_tensor(batch.targets, "the target"):
         return f"{found} (samples {_ids(batch)})"
-    if found := first_bad_weight(model):
-        return f"the weight {found}: the update before this step, on {previous}, had a gradient that is not finite"
+    if fault := next(_bad_weights(model), None):
+        return f"the weight {fault[1]}: the update before this step, on {previous}, had a gradient that is not finite"
+    if is_sharded_model(model):  # the other processes would have to repeat it too
+        return f"inputs and weights are finite: it arose in the model or the criterion (samples {_ids(batch)})"
     module = _first_bad_activation(model, forward)
     if module is not None:
         return f"{module} (samples {_ids(batch)})"
@@ -93,7 +206,7 @@ def _first_bad_activation(model: nn.Module, forward: Callable[[], object]) -> st
             found = first_bad_tensor(output, "its output")
             if found is not None:
                 kind = "NaN" if found.endswith("NaN") else "infinite"
-                bad.setdefault(kind, f"module '{name or 'model'}' ({type(module).__name__}): {found}")
+                bad.setdefault(kind, f"module '{name or 'model'}' ({class_name(module)}): {found}")
 
         return hook
 

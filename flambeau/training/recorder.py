@@ -25,16 +25,17 @@ class Recorder:
 
     `metrics.jsonl` holds only what is a function of the configuration, so that a resumed run writes the same bytes.
     What depends on the clock goes to `timing.jsonl`. Trackers get both. Without a run folder, records stay in
-    `history`.
+    `history`. A quiet recorder, of a process that is not rank 0, shows nothing.
     """
 
-    def __init__(self, folder: RunFolder | None, monitor: str, *, progress: bool) -> None:
+    def __init__(self, folder: RunFolder | None, monitor: str, *, progress: bool, quiet: bool = False) -> None:
         self.folder = folder
         self.monitor = monitor
         self.trackers: Sequence[Tracker] = ()
         self.history: list[dict[str, Any]] = []
         self.last_scores: dict[str, float] = {}
-        self.bar = ProgressBar(enabled=progress)
+        self.quiet = quiet
+        self.bar = ProgressBar(enabled=progress and not quiet)
         self._metrics = MetricsFile(folder.metrics_file) if folder else None
         self._timing = MetricsFile(folder.timing_file) if folder else None
         self._tick = Clock(REFRESH_SECONDS)
@@ -120,12 +121,14 @@ class Recorder:
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal, kept in log.txt."""
-        console.say(text)
+        if not self.quiet:
+            console.say(text)
         if self.folder is not None:
             logger.info(text)
 
     def warn(self, text: str) -> None:
-        console.say(f"warning: {text}", error=True)
+        if not self.quiet:
+            console.say(f"warning: {text}", error=True)
         if self.folder is not None:
             logger.warning(text)
 
@@ -148,6 +151,12 @@ class Recorder:
         self.status(state="failed", **self._progress(state), error=f"{type(error).__name__}: {error}".split("\n")[0])
         if self.folder is not None:
             logger.error("the run failed at step %d", state.step, exc_info=error)
+
+    def cut_off(self, state: TrainState, why: str, text: str) -> None:
+        """Record that the process is being ended from outside its main thread."""
+        self.status(state="failed", **self._progress(state), error=why)
+        if self.folder is not None:
+            logger.error("%s", text)
 
     def flush(self) -> None:
         for file in (self._metrics, self._timing):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from flambeau.checkpoint import Checkpoint
+from flambeau.checkpoint.sharded_store import ShardedStore
+from flambeau.distributed.sharding import layout_of, twin_of
 from flambeau.errors import CheckpointError
 from flambeau.training.plan import describe_replanning
+from flambeau.training.running_means import merge_states
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
@@ -30,7 +34,8 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "scaler": scaler.state_dict() if scaler else None,
         "train": trainer.state.state_dict(),
         "planned": {"steps": trainer.total_steps, "stop": trainer.stop_reason},
-        "means": trainer.train_means.state_dict(),
+        "parts": {"found": trainer.accumulate_found, "ranks": trainer.world.size},
+        "means": trainer.world.gather(trainer.train_means.state_dict()),
         "callbacks": trainer.hooks.state_dict(),
         "random": {"python": random.getstate(), "numpy": np.random.get_state()},
         "data": trainer.feeder.state_dict(),
@@ -48,7 +53,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     Raises:
         CheckpointError: the weights do not fit the model, or the training data has another length.
     """
-    state = checkpoint.load()
+    state = checkpoint.load(like=layout_of(trainer.model, trainer.optimizer))
     if state["train_samples"] != _length(trainer):
         raise CheckpointError(
             f"the training data had {state['train_samples']} samples at step {checkpoint.step} and has "
@@ -77,7 +82,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
         trainer.stop_reason = state["planned"]["stop"]
     elif change := describe_replanning(trainer.scheduler, planned, trainer.total_steps, checkpoint.step):
         trainer.recorder.warn(change)
-    trainer.train_means.load_state_dict(state["means"])
+    if state["parts"]["ranks"] == trainer.world.size:  # other parts would add up in another order
+        trainer.accumulate_found = state["parts"]["found"]
+    trainer.train_means.load_state_dict(_own_means(trainer, state["means"]))
     trainer.hooks.load_state_dict(state["callbacks"])
     trainer.feeder.load_state_dict(state["data"])
     random.setstate(state["random"]["python"])
@@ -85,9 +92,18 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     return int(state["record"])
 
 
+def chosen(trainer: Trainer, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that rank 0 finds and verifies (of a model in pieces: all together), in every process."""
+    if trainer.world.size == 1 or isinstance(trainer.store, ShardedStore):
+        return find()
+    found = find() if trainer.world.is_main else None
+    path = trainer.world.broadcast(str(found.path) if found is not None else None)
+    return found if found is not None or path is None else Checkpoint.open(Path(path))
+
+
 def model_of(trainer: Trainer, checkpoint: Checkpoint) -> nn.Module:
     """A copy of the model with a checkpoint's weights, as `load_weights` chooses them."""
-    model = copy.deepcopy(trainer.model)
+    model = twin_of(trainer.model)
     _load_weights(model, _judged_weights(trainer, checkpoint), checkpoint)
     return model
 
@@ -102,9 +118,16 @@ def _length(trainer: Trainer) -> int | None:
     return len(data) if hasattr(data, "__len__") else None
 
 
+def _own_means(trainer: Trainer, of_ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """This process's part of the means in progress: its own, or, at another number of processes, rank 0's of all."""
+    if len(of_ranks) == trainer.world.size:
+        return of_ranks[trainer.world.rank]
+    return merge_states(of_ranks) if trainer.world.is_main else {}
+
+
 def _judged_weights(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     part = "ema" if trainer.ema is not None and trainer.monitor.startswith("val/ema/") else "model"
-    weights: dict[str, Any] = checkpoint.load(part)[part]
+    weights: dict[str, Any] = checkpoint.load(part, like=layout_of(trainer.model, trainer.optimizer))[part]
     return weights
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,42 @@ import torch
 from torch import nn
 
 from flambeau.checkpoint import CheckpointStore
+from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
-from flambeau.data import Batch, EvalFeeder, Feeder
+from flambeau.data import Batch, Feeder
+from flambeau.distributed.replicas import Shares
+from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
 from flambeau.metrics import Metric, prepare_metric
-from flambeau.optim import Schedule, build_optimizer, clip_gradient_norm, direct_step
+from flambeau.optim import Schedule, build_optimizer, direct_step, learning_rates
 from flambeau.registry import register
 from flambeau.run_folder import RunFolder
 from flambeau.runtime.determinism import deterministic_algorithms, seed_torch
 from flambeau.runtime.devices import resolve_device
-from flambeau.runtime.seeds import derive, isolated
+from flambeau.runtime.seeds import derive, isolated, seed_numpy_and_random
 from flambeau.runtime.signals import StopSignals
+from flambeau.runtime.world import World, current_world
 from flambeau.tracking import Tracker
 from flambeau.training import guard, snapshot
 from flambeau.training.callback import Callback, Hooks, label_callbacks
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
+from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import freeze_modules
+from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.options import apply_options
 from flambeau.training.plan import DEBUG_BATCHES, check_splits, make_schedule, plan_steps
 from flambeau.training.precision import Precision
+from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.running_means import RunningMeans
 from flambeau.training.state import TrainState
+from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
 
 TrackerFactory = Callable[[Path, "int | None"], Sequence[Tracker]]
@@ -71,6 +79,7 @@ class Trainer:
         run_dir: where the run is kept; None keeps nothing on disk.
         seed: of the order of samples, augmentation and dropout.
         device: `auto`, `cpu`, `0`, `cuda:1` ...
+        world: the processes that train together; default: those that a launcher started.
         settings, loader, checkpoint: all other settings, see `flambeau.config.sections`.
         **options: single settings by name: `epochs=3, batch_size=64, precision="bf16"`.
 
@@ -99,6 +108,7 @@ class Trainer:
         run_dir: RunFolder | Path | str | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
+        world: World | None = None,
         settings: TrainerSettings | None = None,
         loader: LoaderSettings | None = None,
         checkpoint: CheckpointSettings | None = None,
@@ -106,16 +116,18 @@ class Trainer:
     ) -> None:
         self.settings, self.loader, self.checkpoint = apply_options(settings, loader, checkpoint, options)
         self.seed = seed
-        self.device = resolve_device(device)
+        self.world = current_world() if world is None else world
+        self.device = resolve_device(device, self.world.local_rank if self.world.size > 1 else None)
         self.precision = Precision(self.settings.precision, self.device)
         self.precision.cast_model(model)
-        self.model = model.to(self.device)
+        self.model = prepare_model(model, self.settings, self.world, self.device)
         self.frozen = freeze_modules(self.model, self.settings.freeze)
         if isinstance(criterion, nn.Module):  # it may hold class weights
             self.precision.cast_model(criterion.to(self.device))
         self.criterion = criterion
         if optimizer is None:
             optimizer = build_optimizer(self.model, torch.optim.AdamW, {}, OptimizerSettings(), self.device)
+        check_optimizer(self.model, optimizer)
         self.optimizer = optimizer
         self.metrics = {label: prepare_metric(label, metric) for label, metric in (metrics or {}).items()}
         self.callbacks = label_callbacks(callbacks)
@@ -123,6 +135,7 @@ class Trainer:
         self.trackers = trackers
         self.ema = Ema(self.model, self.settings.ema) if self.settings.ema else None
         self.forward: Callable[..., Any] = torch.compile(self.model) if self.settings.compile else self.model
+        self._plain_forward = self.forward
 
         self.train_data, self.val_data, self.test_data = train_data, val_data, test_data
         check_splits(self.settings, val_data=val_data, test_data=test_data)
@@ -135,7 +148,13 @@ class Trainer:
             device=self.device,
             transform=train_transform,
             batch_transform=batch_transform,
+            rank=self.world.rank,
+            ranks=self.world.size,
         )
+        check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
+        self.accumulate_found: int | None = None
+        micro = self.settings.micro_batch
+        self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
         self.total_steps = plan_steps(self.settings, self.feeder.steps_per_epoch)
         self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
@@ -145,29 +164,41 @@ class Trainer:
         self.run_dir = run_dir
         self.run_folder: RunFolder | None = None
         self.recorder = Recorder(None, self.monitor, progress=False)
+        self.replicas: Shares | None = None
         self.store: CheckpointStore | None = None
         self.state = TrainState()
         self.train_means = RunningMeans()
         self.stop_reason: str | None = None
         self.preemption: str | None = None
+        self.team: Team | None = None
+        self._asked: dict[str, str] = {}
+        self._saves = False
 
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._step_optimizer = direct_step(self.optimizer)
-        self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         learning = (p for p in self.model.parameters() if p.requires_grad)
-        self._with_gradient = list(dict.fromkeys([*self._trained, *learning]))
+        self.with_gradient = list(dict.fromkeys([*self.trained, *learning]))
         self._count_units = unit_counter(criterion) if criterion is not None else None
-        self._sums_losses = criterion is not None and reduction_of(criterion) == "sum"
+        self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"
         self._waits_for_loss = self.device.type == "cpu" or self.settings.nan_policy == "skip"
         self._step_seed = derive(seed, "step")
-        self._last_batch: Batch | None = None
-        self._eval_feeders: dict[int, tuple[Any, EvalFeeder]] = {}
+        self._own_path = (self.world.rank,) if self.world.rank else ()
+        # Of several processes none may leave a step alone: with `skip`, the gradients tell all of them.
+        self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
+        self.last_batch: Batch | None = None
+        self._eval_data = EvalData(self)
 
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step over all devices: the global batch."""
-        return self.loader.batch_size_per_rank or self.loader.batch_size
+        per_rank = self.loader.batch_size_per_rank
+        return per_rank * self.world.size if per_rank else self.loader.batch_size
+
+    def parts_of(self, micro_batch: int) -> int:
+        """Parts of `micro_batch` samples at most that the largest share of a batch is taken in."""
+        return -(-self.batch_size // (self.world.size * micro_batch))
 
     @property
     def epoch(self) -> int:
@@ -191,27 +222,31 @@ class Trainer:
                 deterministic_algorithms(self.settings.deterministic, self.device, compiled=self.settings.compile)
             )
             signals = stack.enter_context(StopSignals())
-            folder = stack.enter_context(run_folder_of(self.run_dir, resume, self.device))
+            self.team = Team.of(self, signals) if self.world.size > 1 else None
+            folder = stack.enter_context(run_folder_of(self.run_dir, resume, self.device, self.world))
             stack.callback(self._close)
             try:
                 self._begin(resume, folder)
-                batches = self.batches(self.state.step)
-                with profiler(self.settings.profile, self.run_folder) as profile_step:
+                batches = prepare(self, self.batches(self.state.step))
+                with profiler(self.settings.profile, folder if self.world.is_main else None) as profile_step:
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
-                        # Dropout and noise of a step are a function of (seed, step), whatever ran before it.
-                        seed_torch(derive(self._step_seed, self.state.step), self.device)
+                        self.seed_step()
+                        if self.replicas is not None:
+                            self.replicas.begin(batch)
                         self.update(batch)
                         self.advance(batch)
 
                         step = self.state.step
+                        if self.team is not None:
+                            self.team.beat(f"step {step}")
                         if self.due.log(step):
                             self.log()  # the only place that waits for the device
                         if self.due.validation(step):
                             self.validate()
                         self._after_step(step)
-                        self.preemption = self.preemption or signals.received
+                        self._settle(step, signals.received)
                         if self._should_save(step):
                             self.save()
                         if self.preemption:
@@ -219,7 +254,10 @@ class Trainer:
                         profile_step()
                 self._end()
             except BaseException as error:
-                self._fail(error)
+                cause = self.team.failed(error) if self.team is not None else None
+                self._fail(cause or error)
+                if cause is not None:  # this process failed only because another one did
+                    raise cause from error
                 raise
         return self.state
 
@@ -242,32 +280,68 @@ class Trainer:
         return self.stop_reason is not None
 
     def stop(self, reason: str) -> None:
-        """End the run after this step as a finished one."""
-        self.stop_reason = reason
+        """End the run after this step as a finished one; of several processes, after the step when all know of it."""
+        self._ask("stop", reason)
 
     def preempt(self, reason: str) -> None:
-        """Save and leave after this step, to be resumed."""
-        self.preemption = reason
+        """Save and leave after this step, to be resumed; of several processes, after the step when all know of it."""
+        self._ask("preempt", reason)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Let this process be without progress for as long as the block takes: `trainer.hang_timeout` waits."""
+        return self.team.paused() if self.team is not None else nullcontext()
+
+    def _ask(self, kind: str, reason: str) -> None:
+        self._asked.setdefault(kind, reason)
+        if self.world.size == 1:
+            self._settle(self.state.step, None)
+
+    def _settle(self, step: int, signal: str | None) -> None:
+        """Do what signals, clocks and callbacks have asked for: of several processes, all after the same step."""
+        if signal is not None and self.preemption is None:
+            self._asked.setdefault("preempt", signal)
+        decisions, self._asked = self._asked, {}
+        if self.team is not None:
+            decisions = self.team.settle(step, decisions, meeting=self.due.log(step) or self.due.validation(step))
+        self.preemption = self.preemption or decisions.get("preempt")
+        self.stop_reason = self.stop_reason or decisions.get("stop")
+        self._saves = self._saves or "save" in decisions
+
+    def seed_step(self) -> None:
+        """Dropout and noise of a step are a function of (seed, step, rank), whatever ran before it."""
+        seed_torch(derive(self._step_seed, self.state.step, *self._own_path), self.device)
+        if self.world.size > 1:  # a checkpoint holds the state of rank 0's generators alone
+            seed_numpy_and_random(derive(self._step_seed, self.state.step, self.world.rank))
 
     # ---------------------------------------------------------------- one step
 
     def update(self, batch: Batch) -> None:
         """One optimizer step on one global batch: forward, backward, clip, optimizer, schedule."""
-        micro_batches = batch.split(self.settings.accumulate) if self.settings.accumulate > 1 else [batch]
-        units = [self.units(micro) for micro in micro_batches]
-        for micro, share in zip(micro_batches, units, strict=True):
+        micro_batches = batch.split(self.parts(batch)) if self.accumulate > 1 else [batch]
+        units = [self.units(micro) if micro.size else 0 for micro in micro_batches]
+        for number, (micro, share) in enumerate(zip(micro_batches, units, strict=True), 1):
+            if self.replicas is not None:
+                self.replicas.expect(micro, last=number == len(units))
             with self.precision.autocast():
                 loss = self.training_step(micro)
             value = loss.item() if self._waits_for_loss else loss.detach()
             if isinstance(value, float) and not math.isfinite(value) and share:  # no units at all: 0/0, and no fault
-                return self._reject_loss(micro)
-            self.train_means.add("train/loss", self.per_unit(value, share), share)
-            if len(micro_batches) > 1 and not self._sums_losses:
+                if self._rejects_losses:
+                    return guard.reject_loss(self, micro)
+            else:
+                self.train_means.add("train/loss", self.per_unit(value, share), share)
+            if self.replicas is not None:
+                loss = self.replicas.weigh(loss, share)
+            elif len(micro_batches) > 1 and not self.sums_losses:
                 # The mean over the batch is the mean of its parts' means, weighted by their units.
                 loss = weigh(loss, share) / sum(units)
             self.backward(loss)
         self.step()
         return None
+
+    def parts(self, batch: Batch) -> int:
+        """Micro-batches that this step's share is taken in: as many in every process, and none empty in all of them."""
+        return min(self.accumulate, -(-batch.global_size // self.world.size))
 
     def training_step(self, batch: Batch) -> torch.Tensor:
         """The loss of one batch."""
@@ -291,7 +365,7 @@ class Trainer:
 
     def per_unit(self, loss: Any, units: Any) -> Any:
         """The mean over units that is recorded, whether the criterion gives a mean or a sum over them."""
-        if not self._sums_losses:
+        if not self.sums_losses:
             return loss
         if isinstance(loss, float):  # a number over a tensor would be rounded to float32
             units = float(units)
@@ -301,11 +375,15 @@ class Trainer:
         """Add the gradient of `loss` to the parameters' gradients."""
         if self.precision.scaler is not None:
             loss = self.precision.scaler.scale(loss)
+        if self.replicas is not None:
+            loss = self.replicas.with_units(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         """Clip, set the scheduled learning rate, step the optimizer, move the average, clear the gradients."""
-        if self._gradients_are_usable():
+        if self.replicas is not None:
+            self.replicas.finish()
+        if guard.gradients_are_usable(self):
             factor = self.schedule(self.state.updates)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -319,73 +397,24 @@ class Trainer:
 
     def clear_gradients(self) -> None:
         """Set every gradient to None, also of parameters that no optimizer has: they would grow without end."""
-        for parameter in self._with_gradient:
+        for parameter in self.with_gradient:
             parameter.grad = None
 
     def advance(self, batch: Batch) -> None:
         """Count a step."""
         self.state.step += 1
-        self.state.samples += batch.size
-        self._last_batch = batch
-
-    # ---------------------------------------------------------------- numbers that are not finite
-
-    def _reject_loss(self, batch: Batch) -> None:
-        if self.settings.nan_policy == "stop":
-            before = guard.describe_batch(self._last_batch) if self._last_batch is not None else "no batch"
-            reason = guard.explain_bad_loss(self.model, batch, lambda: self._repeat_forward(batch), before)
-            raise guard.NonFiniteError(f"the loss of step {self.state.step + 1} is not finite: {reason}")
-        self._skip(f"the loss is not finite ({guard.describe_batch(batch)})")
-        self.clear_gradients()
-
-    def _repeat_forward(self, batch: Batch) -> None:
-        seed_torch(derive(self._step_seed, self.state.step), self.device)
-        self.forward = self.model  # compiled code would not call the hooks that look at activations
-        with self.precision.autocast():
-            self.training_step(batch)
-
-    def _gradients_are_usable(self) -> bool:
-        """Unscale and clip; false if this step's update must be left out."""
-        scaler, clip = self.precision.scaler, self.settings.clip_norm
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        skips = scaler is not None or self.settings.nan_policy == "skip"
-        if clip is None and not skips:
-            return True
-        norm = clip_gradient_norm(self._trained, math.inf if clip is None else clip)
-        if clip is not None:
-            self.train_means.add("train/grad_norm", norm, 1.0)
-        if not (skips or self.device.type == "cpu") or math.isfinite(norm.item()):
-            return True
-        if scaler is not None:  # the scaler's search for a scale that does not overflow is no fault
-            self.state.skipped += 1
-            return False
-        where = guard.first_bad_gradient(self.model) or "a gradient is not finite"
-        if self.settings.nan_policy == "stop":
-            raise guard.NonFiniteError(f"step {self.state.step + 1}: {where}")
-        self._skip(where)
-        return False
-
-    def _skip(self, reason: str) -> None:
-        self.state.skipped += 1
-        self.state.skipped_in_row += 1
-        self.recorder.warn(f"step {self.state.step + 1} is left out: {reason}")
-        if self.state.skipped_in_row > self.settings.max_skips:
-            raise guard.NonFiniteError(f"{self.state.skipped_in_row} steps in a row were left out; the last: {reason}")
+        self.state.samples += batch.global_size
+        self.last_batch = batch
 
     # ---------------------------------------------------------------- measuring
 
     def log(self) -> None:
         """Write the training record of the steps since the last one."""
-        means, bad = self.train_means.take()
+        means, bad = self.train_means.take(self.world)
         if "train/loss" in bad and self.settings.nan_policy == "stop":
-            where = guard.first_bad_weight(self.model) or "all weights are finite"
-            raise guard.NonFiniteError(
-                f"the loss became NaN or infinite within the {self.settings.log_every} steps before step "
-                f"{self.state.step} (at micro-batch {bad['train/loss'] + 1} of them): {where}"
-            )
+            guard.reject_mean(self, bad["train/loss"])
         record: dict[str, float] = {"epoch": self.epoch, "samples": self.state.samples, **means}
-        record |= self._learning_rates()
+        record |= learning_rates(self.optimizer)
         if self.state.skipped:
             record["skipped"] = self.state.skipped
         self.recorder.scalars(record, self.state.step)
@@ -394,21 +423,13 @@ class Trainer:
         for hook in self.hooks.log:
             hook(self, record)
 
-    def _learning_rates(self) -> dict[str, float]:
-        """`lr`, and beside it the rates of groups that a pattern chose (`lr/<pattern>`) or that began with another."""
-        groups = self.optimizer.param_groups
-        main = next((group for group in groups if "name" not in group), groups[0])
-        rates = {"lr": main["lr"]}
-        for number, group in enumerate(groups):
-            if group is not main and ("name" in group or group["initial_lr"] != main["initial_lr"]):
-                rates[f"lr/{group.get('name', number)}"] = group["lr"]
-        return rates
-
     def validate(self) -> dict[str, float]:
         """Measure the model, and its average if one is kept, on the validation data."""
         self.state.validated_step = self.state.step
         if self.val_data is None:
             return {}
+        if self.replicas is not None:
+            self.replicas.share_buffers()
         with self.recorder.paused():
             scores = {f"val/{name}": value for name, value in self.evaluate().items()}
             if self.ema is not None:
@@ -444,26 +465,12 @@ class Trainer:
                 self.evaluation_step,
                 self.metrics,
                 limit=DEBUG_BATCHES.get(self.settings.debug or ""),
+                world=self.world,
             )
 
     def eval_batches(self, data: Any) -> Iterator[Batch]:
-        """Batches of `data` in order, each sample once."""
-        _, feeder = self._eval_feeders.get(id(data), (None, None))
-        if feeder is None:
-            micro = max(self.batch_size // self.settings.accumulate, 1)
-            feeder = EvalFeeder(
-                data,
-                batch_size=self.loader.eval_batch_size or 4 * micro,
-                workers=self.loader.workers,
-                prefetch=self.loader.prefetch,
-                device=self.device,
-                transform=self.eval_transform,
-                batch_transform=self.batch_transform,
-                seed=self.seed,
-                device_resident=self.loader.device_resident,
-            )
-            self._eval_feeders[id(data)] = data, feeder  # `data` is held, so that no other gets its id
-        return (self.precision.cast(batch) for batch in feeder.batches())
+        """Batches of `data` in order, each sample once; of several processes, each gets some of the batches."""
+        return self._eval_data.batches(data)
 
     def evaluation_step(self, model: nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | None, Any]:
         """The outputs of a batch, its loss (None without a criterion), and the units the loss is a mean over."""
@@ -477,46 +484,49 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step; the disk's part of the work happens in the background."""
-        if not guard.weights_are_finite(self.model):
-            where = guard.first_bad_weight(self.model)
-            raise guard.NonFiniteError(f"after step {self.state.step} {where}; no checkpoint of it is written")
+        guard.require_finite_weights(self)
         if self.store is None or self.run_folder is None:
             return
         for hook in self.hooks.checkpoint:
             hook(self)
+        if self.replicas is not None:
+            self.replicas.share_buffers()
         with self.recorder.paused():
             validated = self.state.validated_step == self.state.step
-            self.store.save(
-                self.state.step,
-                snapshot.take(self),
-                score=self.recorder.last_scores.get(self.monitor) if validated else None,
-                flush=[self.run_folder.metrics_file],
-            )
-        self._saved_step = self.state.step
+            state = snapshot.take(self)
+            if self.world.is_main or isinstance(self.store, ShardedStore):
+                self.store.save(
+                    self.state.step,
+                    state,
+                    score=self.recorder.last_scores.get(self.monitor) if validated else None,
+                    flush=[self.run_folder.metrics_file],
+                )
+        self._saved_step, self._saves = self.state.step, False
         if failure := self.store.failed():
             self.recorder.warn(f"{failure}; training goes on")
             self._saved_step = -1  # it may be this very step: the end of the run tries again
 
     def _should_save(self, step: int) -> bool:
         best = self.state.best_step == step and self.checkpoint.keep_best > 0
-        return self.due.checkpoint(step) or best or self.preemption is not None or self._save_clock.struck()
+        return self.due.checkpoint(step) or best or self.preemption is not None or self._saves
 
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
-        self.recorder = Recorder(self.run_folder, self.monitor, progress=self.settings.progress)
+        own_folder = folder if self.world.is_main else None  # rank 0 writes the record
+        quiet = not self.world.is_main
+        self.recorder = Recorder(own_folder, self.monitor, progress=self.settings.progress, quiet=quiet)
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
-        if self.run_folder is not None:
-            self.store = CheckpointStore(
-                self.run_folder.checkpoints, settings=self.checkpoint, mode=self.mode, warn=self.recorder.warn
-            )
+        if folder is not None:
+            keeping: dict[str, Any] = {"settings": self.checkpoint, "mode": self.mode, "warn": self.recorder.warn}
+            self.store = store_for(self.model, self.world, folder.checkpoints, **keeping)
             if resume:
-                newest = self.store.newest()
+                newest = snapshot.chosen(self, self.store.newest)
                 self.recorder.rewind(snapshot.restore(self, newest) if newest is not None else 0)
         if callable(self.trackers):
             resume_step = (self.state.step and self.state.step + 1) if resume else None
-            self.recorder.trackers = self.trackers(self.run_folder.path, resume_step) if self.run_folder else ()
-        else:
+            self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
+        elif self.world.is_main:
             self.recorder.trackers = self.trackers
         self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
         self.model.train()
@@ -533,6 +543,8 @@ class Trainer:
             for hook in self.hooks.epoch_end:
                 hook(self)
         self.recorder.tick(self.state)
+        if self.world.is_main and self._save_clock.struck():
+            self._ask("save", "checkpoint.every_minutes")
 
     def _start_epoch(self) -> None:
         # Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be
@@ -543,8 +555,10 @@ class Trainer:
                 hook(self)
 
     def _end(self) -> None:
+        if self.team is not None:
+            self.team.finish(self.state.step)
         if self.preemption is None:
-            if self.train_means:
+            if any(self.world.gather(bool(self.train_means))):
                 self.log()
             if self.state.validated_step != self.state.step:
                 self.validate()
@@ -567,7 +581,7 @@ class Trainer:
         model = self.model
         if self.store is not None:
             self.store.wait()
-            if (best := self.store.best()) is not None:
+            if (best := snapshot.chosen(self, self.store.best)) is not None:
                 model = snapshot.model_of(self, best)
         scores = {f"test/{name}": value for name, value in self.evaluate(self.test_data, model=model).items()}
         self.recorder.scalars({"epoch": self.epoch, **scores}, self.state.step)
@@ -581,9 +595,11 @@ class Trainer:
 
     def _close(self) -> None:
         self.feeder.close()
-        for _, feeder in self._eval_feeders.values():
-            feeder.close()
-        self._eval_feeders.clear()
+        self.forward, self.replicas = self._plain_forward, None
+        if self.team is not None:
+            self.team.close()
+            self.team = None
+        self._eval_data.close()
         if self.store is not None:
             try:
                 self.store.close()

@@ -183,7 +183,7 @@ class TestForms:
             seen.append(float(batch.inputs.mean()))
             return batch
 
-        trainer = make_trainer(train_transform=shift, batch_transform=watch, val_data=points())
+        trainer = make_trainer(train_transform=shift, batch_transform=watch, val_data=points(), dry_batch=False)
         trainer.fit()
         training, evaluation = seen[:3], seen[3:]
         assert min(training) > 90

@@ -46,6 +46,7 @@ def scripted(
         val_data=points(),
         metrics={"score": Scripted(values + [math.nan] * 20, higher_is_better=mode == "max")},
         early_stopping=EarlyStoppingSettings(patience=patience, min_delta=min_delta),
+        dry_batch=False,  # it would take the first entry of the script
         **options,
     )
 
@@ -76,7 +77,7 @@ class TestEarlyStopping:
         assert scripted([0.5, 0.65, 0.7, 0.72], patience=2, min_delta=0.1).fit().step == 4
 
     def test_without_it_the_run_goes_to_its_end(self) -> None:
-        trainer = make_trainer(batch_size=20, epochs=5, val_data=points(), metrics={"score": Scripted([0.5] * 5)})
+        trainer = make_trainer(batch_size=20, epochs=5, val_data=points(), metrics={"score": Scripted([0.5] * 6)})
         assert trainer.fit().step == 5
 
     def test_best_score_and_patience_survive_a_resume(self, tmp_path: Path) -> None:
@@ -331,8 +332,8 @@ class TestDebugSwitches:
 
         class Watch(Callback):
             def on_step_end(self, trainer: Trainer) -> None:
-                assert trainer._last_batch is not None
-                seen.append(trainer._last_batch.ids.tolist())
+                assert trainer.last_batch is not None
+                seen.append(trainer.last_batch.ids.tolist())
 
         trainer = make_trainer(epochs=1000, shuffle=True, debug="overfit_batch", callbacks=[Watch()], log_every=10)
         trainer.fit()
@@ -438,6 +439,13 @@ class TestLog:
         assert (tmp_path / "one/metrics.jsonl").read_bytes() == (tmp_path / "other/metrics.jsonl").read_bytes()
         timing = json.loads((tmp_path / "one/timing.jsonl").read_text().splitlines()[0])
         assert timing["samples_per_second"] > 0
+
+
+def test_the_clock_asks_for_checkpoints_besides_those_that_are_due(tmp_path: Path) -> None:
+    """Here the minutes are over after every step."""
+    make_trainer(epochs=1, every_epochs=None, every_minutes=1e-9, keep_last=9, run_dir=tmp_path / "run").fit()
+    saved = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert saved == ["step-00000001", "step-00000002", "step-00000003"]
 
 
 def test_a_state_written_by_one_version_can_lack_nothing() -> None:

@@ -1,0 +1,56 @@
+"""The data sets that a trainer evaluates on, each with what feeds it, kept from one evaluation to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flambeau.data import Batch, EvalFeeder
+
+if TYPE_CHECKING:
+    from flambeau.training.trainer import Trainer
+
+
+class EvalData:
+    """Feeders of evaluation data, made when they are first asked for."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._feeders: dict[int, tuple[Any, EvalFeeder]] = {}
+
+    def batches(self, data: Any) -> Iterator[Batch]:
+        """The batches of `data` that this process has, each with its number among those of all processes."""
+        trainer = self._trainer
+        _, feeder = self._feeders.get(id(data), (None, None))
+        if feeder is None:
+            feeder = self._feed(data)
+            self._feeders[id(data)] = data, feeder  # `data` is held, so that no other gets its id
+        for number, batch in zip(feeder.numbers(), feeder.batches(), strict=False):
+            if trainer.team is not None:
+                trainer.team.beat(f"batch {number} of an evaluation after step {trainer.state.step}")
+            batch = trainer.precision.cast(batch)
+            batch.number = number
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes, if any."""
+        for _, feeder in self._feeders.values():
+            feeder.close()
+        self._feeders.clear()
+
+    def _feed(self, data: Any) -> EvalFeeder:
+        trainer, loader = self._trainer, self._trainer.loader
+        micro = max(trainer.batch_size // (trainer.accumulate * trainer.world.size), 1)
+        return EvalFeeder(
+            data,
+            batch_size=loader.eval_batch_size or 4 * micro,
+            workers=loader.workers,
+            prefetch=loader.prefetch,
+            device=trainer.device,
+            transform=trainer.eval_transform,
+            batch_transform=trainer.batch_transform,
+            seed=trainer.seed,
+            device_resident=loader.device_resident,
+            rank=trainer.world.rank,
+            ranks=trainer.world.size,
+        )

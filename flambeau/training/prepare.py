@@ -1,0 +1,88 @@
+"""What happens between the start of a run and its first step: a trial with the first batch, and the copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from flambeau.data import Batch
+from flambeau.distributed.batch_norm import local_norms
+from flambeau.distributed.replicas import Replicas, Shares
+from flambeau.distributed.sharded_replicas import ShardedReplicas
+from flambeau.distributed.sharding import is_sharded_model
+from flambeau.runtime.seeds import derive, isolated
+from flambeau.training.micro_batch import find_micro_batch
+from flambeau.training.rehearsal import Rehearsal, rehearse
+
+if TYPE_CHECKING:
+    from flambeau.training.trainer import Trainer
+
+
+def prepare(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Find the micro-batch, rehearse a step, and connect the copies of the model, if there are several.
+
+    Returns:
+        `batches`, none of them lost.
+    """
+    if trainer.finished():
+        return batches
+    first = next(batches)
+    settings = trainer.settings
+    if settings.micro_batch == "auto":
+        if trainer.accumulate_found is None:
+            trainer.accumulate_found = trainer.parts_of(find_micro_batch(trainer, first, trainer.world))
+        trainer.accumulate = trainer.accumulate_found
+    # A model in pieces cannot be called by one process for itself, and there are no copies of it to compare.
+    in_pieces = is_sharded_model(trainer.model)
+    found = _rehearse(trainer, first) if settings.dry_batch and not in_pieces else None
+    if trainer.world.size > 1:
+        trainer.replicas = _connect(trainer, found)
+        trainer.forward = trainer.replicas.forward
+        if settings.sync_batch_norm and (left := local_norms(trainer.model)):
+            trainer.recorder.warn(f"batch norm over each process's own samples: {', '.join(left)} (of another class)")
+        if trainer.team is not None and settings.check_replicas_every is not None and not in_pieces:
+            changing = found.changed_buffers if found is not None else dict(trainer.model.named_buffers())
+            kept = {name: tensor for name, tensor in trainer.model.named_buffers() if name not in changing}
+            trainer.team.compare({**dict(trainer.model.named_parameters()), **kept}, settings.check_replicas_every)
+    return chain([first], batches)
+
+
+def _rehearse(trainer: Trainer, first: Batch) -> Rehearsal:
+    from flambeau.training.trainer import Trainer
+
+    plain = type(trainer).update is Trainer.update
+    val = None
+    if trainer.val_data is not None:
+        with isolated(derive(trainer.seed, "evaluation")):
+            val = next(trainer.eval_batches(trainer.val_data), None)
+    found = rehearse(trainer, first.split(trainer.parts(first))[0] if plain else None, val)
+    # A buffer may change with some samples only, and all processes must treat it alike.
+    every = trainer.world.gather(found.changed_buffers)
+    return replace(found, changed_buffers={name: kind for changed in every for name, kind in changed.items()})
+
+
+def _connect(trainer: Trainer, found: Rehearsal | None) -> Shares:
+    """The exchange of gradients; buffers are shared in every step only where a forward pass may read what it wrote."""
+    if is_sharded_model(trainer.model):
+        return ShardedReplicas(
+            trainer.model,
+            world=trainer.world,
+            device=trainer.device,
+            parameters=trainer.with_gradient,
+            sums=trainer.sums_losses,
+        )
+    buffers = dict(trainer.model.named_buffers())
+    changed = found.changed_buffers if found is not None else dict.fromkeys(buffers, "other")
+    return Replicas(
+        trainer.model,
+        trainer.forward,
+        world=trainer.world,
+        device=trainer.device,
+        parameters=trainer.with_gradient,
+        sums=trainer.sums_losses,
+        static_graph=trainer.settings.static_graph,
+        broadcast_buffers="other" in changed.values(),
+        changing=[buffers[name] for name in changed],
+    )
