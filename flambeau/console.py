@@ -11,9 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@functools.cache
 def console(*, error: bool = False) -> Console:
-    """The console of this process, on standard output or standard error."""
+    """The console of this process, on standard output or standard error; always the same, as a line that is printed
+    has to know of a progress bar that is drawn."""
+    return _console(error)
+
+
+@functools.cache
+def _console(error: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=error, highlight=False, soft_wrap=True)

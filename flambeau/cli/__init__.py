@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,13 +12,18 @@ from flambeau.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, FlambeauError
 
 COMMANDS = {
     "train": "train a configuration",
+    "submit": "train a configuration as a job of Slurm, or write the task for other schedulers",
     "resume": "go on with a run from its newest whole checkpoint",
     "evaluate": "measure a trained model",
     "predict": "apply a trained model to data",
+    "export": "write a trained model's weights into one file",
     "runs": "list the runs: state, step, best score",
     "config": "show a resolved configuration and where each value comes from",
     "list": "list models, data, criterions and other parts with their arguments",
 }
+
+SEVERAL = ("train", "resume", "evaluate")
+"""Commands that run in several processes where a launcher starts them so."""
 
 EPILOG = """\
 exit status:
@@ -29,6 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     # Not list(...): importing the command `list` binds that name in this package.
     arguments = [*(sys.argv[1:] if argv is None else argv)]
+    if arguments and arguments[0] in SEVERAL and "SLURM_STEP_NUM_TASKS" in os.environ:
+        from flambeau.launch.slurm import join_step
+
+        join_step(arguments)
+    if arguments and arguments[0] in SEVERAL and "RANK" in os.environ:
+        from flambeau.launch.environment import is_worker
+        from flambeau.launch.worker import run_worker
+
+        if is_worker():
+            return run_worker(lambda: _dispatch(arguments))
     try:
         return _dispatch(arguments)
     except FlambeauError as error:
@@ -72,6 +88,7 @@ def _dispatch(arguments: list[str]) -> int:
         parsed = parser.parse_intermixed_args(rest)
     except SystemExit as leaving:  # argparse has printed what is wrong, or the help
         return int(leaving.code or 0)
+    parsed.arguments = arguments
     status: int = command.run(parsed)
     return status
 

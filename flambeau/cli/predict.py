@@ -28,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
     from flambeau.errors import EXIT_DONE, UsageError
     from flambeau.run_folder import RunFolder
 
+    if "," in args.device:
+        raise UsageError(
+            f"-d {args.device}: predict uses one device", remedy=f"use -d {args.device.split(',')[0] or 'auto'}"
+        )
     RunFolder.open(args.run)
     if args.output.suffix not in (".npz", ".csv", ".jsonl"):
         raise UsageError(f"--output: '{args.output.suffix}' is no known format", remedy="use .npz, .csv or .jsonl")

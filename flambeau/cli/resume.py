@@ -2,16 +2,20 @@
 
 flambeau resume runs/lenet/2026-01-31_12-00-00-3f2a
 flambeau resume RUN trainer.epochs=40
+flambeau resume RUN -d 0,1
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from flambeau.config.difference import differences
-from flambeau.errors import RunFolderError, UsageError
+from flambeau.config.difference import check_changes, differences
+from flambeau.errors import RunFolderError
+from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
+from flambeau.launch.environment import LAUNCHER
 from flambeau.run_folder import RunFolder
 from flambeau.run_folder.saved_config import load_saved_config
 
@@ -21,7 +25,9 @@ HELP = "go on with a run from its newest whole checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
-    parser.add_argument("-d", "--device", default="auto", help="cpu, auto, a number (0), or a name (cuda:0)")
+    add_device(parser)
+    add_processes(parser)
+    add_machines(parser)
     parser.add_argument(
         "--force",
         action="store_true",
@@ -30,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    plan = plan_of(args)
     folder = RunFolder.open(args.run)
     if not folder.config_file.exists():
         raise RunFolderError(
@@ -39,14 +46,12 @@ def run(args: argparse.Namespace) -> int:
     before = load_saved_config(folder)
     config = load_saved_config(folder, args.overrides) if args.overrides else before
     changes = differences(before, config)
-    for change in changes:
-        print(f"changed: {change}")
-    breaking = [change for change in changes if change.breaks_equality]
-    if breaking and not args.force:
-        raise UsageError(
-            f"{', '.join(change.key for change in breaking)}: with this the run is no longer the one that began",
-            remedy="--force goes on all the same; a new run (flambeau train) keeps the two apart",
-        )
+    if LAUNCHER not in os.environ:  # which has shown them
+        for change in changes:
+            print(f"changed: {change}", flush=True)
+    check_changes(changes, force=args.force)
+    if plan.needs_launcher:
+        return launch(plan, args.arguments)
 
     from flambeau.training.run import resume_run
 

@@ -3,6 +3,8 @@
 flambeau train lenet
 flambeau train lenet optimizer.lr=3e-4 trainer.epochs=20 -d 0
 flambeau train configs/mine.yaml --run-dir runs/mine
+flambeau train lenet -d 0,1
+flambeau train lenet -d cpu --processes 4
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import sys
 from pathlib import Path
 
 from flambeau.config import load_config
+from flambeau.errors import UsageError
+from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
 
 HELP = "train a configuration"
 
@@ -19,14 +23,27 @@ HELP = "train a configuration"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a name in configs/, or a path to a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change: optimizer.lr=3e-4")
-    parser.add_argument("-d", "--device", default="auto", help="cpu, auto, a number (0), or a name (cuda:0)")
+    add_device(parser)
+    add_processes(parser)
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default: runs/<config>/<time>-<id>")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="with --run-dir: go on if a run has begun there; nothing is left to do if it is finished",
+    )
+    add_machines(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.resume and args.run_dir is None:
+        raise UsageError("--resume needs the run's folder", remedy="--run-dir DIR")
+    plan = plan_of(args)
     config = load_config(args.config, args.overrides)
+    if plan.needs_launcher:
+        return launch(plan, args.arguments)
 
     # Torch is imported only now, when the configuration is known to be right.
     from flambeau.training.run import start_run
 
-    return start_run(config, device=args.device, run_dir=args.run_dir, command=["flambeau", *sys.argv[1:]])
+    command = ["flambeau", *sys.argv[1:]]
+    return start_run(config, device=args.device, run_dir=args.run_dir, command=command, resume=args.resume)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from flambeau.config.load import Config
+from flambeau.errors import UsageError
 
 HARMLESS = (
     "data.workers",
@@ -64,3 +65,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def check_changes(changes: Sequence[Change], *, force: bool) -> None:
+    """Refuse changes that make a run another one than it was, unless they are forced.
+
+    Raises:
+        UsageError: there are such; it names their keys.
+    """
+    breaking = [change.key for change in changes if change.breaks_equality]
+    if breaking and not force:
+        raise UsageError(
+            f"{', '.join(breaking)}: with this the run is no longer the one that began",
+            remedy="--force goes on all the same; a new run (flambeau train) keeps the two apart",
+        )

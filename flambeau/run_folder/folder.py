@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from flambeau.errors import RunFolderError
 from flambeau.run_folder.atomic import write_atomically
-from flambeau.run_folder.status import Status, StatusFile, now, read_status
+from flambeau.run_folder.status import Status, StatusFile, now, read_status, state_now, this_host
+
+JOB = "job"
+"""The one thing that a run folder may hold before its run begins: the script and the log of a scheduler's job."""
 
 
 class RunFolder:
@@ -31,32 +34,38 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
         self.status_file = path / "status.json"
+        self.job_folder = path / JOB
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self._status = StatusFile(self.status_file)
 
     @classmethod
-    def create(cls, runs_dir: Path, config_name: str, *, path: Path | None = None) -> Self:
+    def create(cls, runs_dir: Path, config_name: str, *, path: Path | None = None, agents: Sequence[str] = ()) -> Self:
         """Make the folder of a new run.
 
         Args:
             runs_dir: where runs are kept; made, with a .gitignore of its own, if it is missing.
             config_name: name of the configuration; the run lies in `runs_dir/config_name/<time>-<4 hex>`.
             path: the folder to use instead; it must be empty or absent.
+            agents: see `Status.agents`.
 
         Raises:
             RunFolderError: `path` is taken, or the folder cannot be made.
         """
-        try:
+        with _making(path):
+            folder = cls(_new_folder(runs_dir, config_name) if path is None else _take_folder(path, {JOB}))
+            folder._status.create(Status(config=config_name, agents=[*agents]))
+        return folder
+
+    @classmethod
+    def reserve(cls, runs_dir: Path, config_name: str, *, path: Path | None = None) -> Self:
+        """Make the folder of a run that a scheduler starts later: `create` then takes it.
+
+        What the scheduler's job needs lies in `job_folder`, made here. Arguments and errors are those of `create`.
+        """
+        with _making(path):
             folder = cls(_new_folder(runs_dir, config_name) if path is None else _take_folder(path))
-            folder._status.create(Status(config=config_name))
-        except FileExistsError as error:
-            raise _taken(path or Path(error.filename)) from error
-        except OSError as error:
-            raise RunFolderError(
-                f"the run folder cannot be made: {error.strerror}: {error.filename}",
-                remedy="choose another place with --run-dir",
-            ) from error
+            folder.job_folder.mkdir()
         return folder
 
     @classmethod
@@ -74,17 +83,23 @@ class RunFolder:
         raise RunFolderError(f"{path} is not a run folder: it has no status.json", remedy="`flambeau runs` lists them")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, take_over: bool = False) -> Iterator[None]:
         """Own the folder, and give signs of life in `status.json` while the run is running.
 
         An error that leaves the block marks a running run as failed.
+
+        Args:
+            take_over: the process that owned the folder is known to be stopped or lost: own it even if its machine,
+                which may be out of reach, has not given up the lock. It is so, too, if a process on another machine
+                has given no sign of life for three minutes.
 
         Raises:
             RunFolderError: another process owns it: "in use by process N on HOST".
         """
         from flambeau.run_folder.lock import FolderLock
 
-        lock = FolderLock(self.path / ".lock")
+        lock = FolderLock(self.path / ".lock", take_over=take_over or self._is_lost_elsewhere())
+        self._status.is_owner = lock.is_held
         try:
             self._status.start_heartbeat()
             yield
@@ -93,7 +108,12 @@ class RunFolder:
             raise
         finally:
             self._status.stop_heartbeat()
+            self._status.is_owner = None
             lock.release()
+
+    def _is_lost_elsewhere(self) -> bool:
+        status = read_status(self.status_file) if self.status_file.exists() else Status()
+        return status.host not in ("", this_host()) and status.state == "running" and state_now(status) == "dead"
 
     @property
     def status(self) -> Status:
@@ -185,25 +205,43 @@ def _replace(path: Path, content: bytes, session: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _new_folder(runs_dir: Path, config_name: str) -> Path:
+def new_path(runs_dir: Path, config_name: str) -> Path:
+    """Where a run that begins now would lie: `runs_dir/config_name/<time>-<4 hex>`. Nothing is made."""
     import secrets
     from datetime import datetime
 
+    # The system's generator: a run's name never moves the generators that training uses.
+    return runs_dir / config_name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def _new_folder(runs_dir: Path, config_name: str) -> Path:
     if not runs_dir.exists():
         runs_dir.mkdir(parents=True)
         (runs_dir / ".gitignore").write_text("*\n")  # runs are results: large, and no part of the project's history
-    parent = runs_dir / config_name
-    parent.mkdir(parents=True, exist_ok=True)
+    (runs_dir / config_name).mkdir(parents=True, exist_ok=True)
     while True:
-        # The system's generator: a run's name never moves the generators that training uses.
-        path = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+        path = new_path(runs_dir, config_name)
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
 
 
-def _take_folder(path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+@contextlib.contextmanager
+def _making(path: Path | None) -> Iterator[None]:
+    """Say what is wrong if a folder, or the one that was asked for, cannot be made."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise _taken(path or Path(error.filename)) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder cannot be made: {error.strerror}: {error.filename}",
+            remedy="choose another place with --run-dir",
+        ) from error
+
+
+def _take_folder(path: Path, besides: Collection[str] = ()) -> Path:
+    if path.exists() and (not path.is_dir() or any(entry.name not in besides for entry in path.iterdir())):
         raise _taken(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -24,29 +24,39 @@ GRACE = 5.0
 class FolderLock:
     """An exclusive lock on a folder, given up by `release` or by the end of the process, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, take_over: bool = False) -> None:
         """Take the lock.
 
         Args:
             path: the lock file; made if it is missing, and left there.
+            take_over: its holder is known to be lost: where it does not give the lock up, replace the file.
 
         Raises:
             RunFolderError: another process holds it; the message names the process and its machine.
         """
         import fcntl
 
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._path = path
+        self._open()
         deadline = time.monotonic() + GRACE
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if self.is_held():
+                    break
+                self._close()  # it was replaced meanwhile
+                self._open()
             except BlockingIOError:
                 holder = os.pread(self._descriptor, 4096, 0).decode(errors="replace").strip()
-                if _is_going(holder) and time.monotonic() < deadline:
+                if (take_over or _is_going(holder)) and time.monotonic() < deadline:
                     time.sleep(0.01)
                     continue
                 self._close()
+                if take_over:
+                    path.unlink(missing_ok=True)
+                    self._open()
+                    take_over = False
+                    continue
                 raise RunFolderError(
                     f"{path.parent} is in use by {holder or 'another process'}",
                     remedy="wait for it to end, or stop it (kill -TERM lets it save first)",
@@ -64,6 +74,16 @@ class FolderLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {this_host()}\n".encode(), 0)
         _held.add(self)
+
+    def is_held(self) -> bool:
+        """Whether the lock is still this process's: nobody has replaced the file."""
+        try:
+            return self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def release(self) -> None:
         """Let others take the folder."""

@@ -8,7 +8,8 @@ import math
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast, get_args
@@ -53,10 +54,14 @@ class Status:
     """The last sign of life of the process."""
     host: str = ""
     pid: int = 0
+    job: str | None = None
+    """The number of the scheduler's job that trains it: Slurm's, `17` or, for a task of an array, `17_3`."""
     error: str | None = None
     """What ended a failed run, in one line."""
     next: str | None = None
     """The command that goes on from here."""
+    agents: list[str] = field(default_factory=list)
+    """The processes (torchrun's agents) that started those of the run: who is started anew by one of them goes on."""
 
 
 _STATES = frozenset(get_args(State))
@@ -71,6 +76,12 @@ def now() -> str:
 def this_host() -> str:
     """The name of this machine."""
     return os.uname().nodename
+
+
+def this_job() -> str | None:
+    """The scheduler's job that this process belongs to."""
+    task = [os.environ.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK")]
+    return "_".join(task) if all(task) else os.environ.get("SLURM_JOB_ID")
 
 
 def read_status(path: Path) -> Status:
@@ -100,6 +111,8 @@ def _verify(status: Status) -> None:
     for moment in (status.started, status.heartbeat):
         if moment is not None:
             datetime.fromisoformat(moment).timestamp()
+    if not all(isinstance(agent, str) for agent in status.agents):
+        raise TypeError(status.agents)
     if status.best is not None:
         str.strip(status.best["metric"])
         float(status.best["value"])
@@ -143,6 +156,8 @@ class StatusFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_owner: Callable[[], bool] | None = None
+        """Asked before each write: a process whose run was taken over by another must not write over its status."""
         self._mutex = threading.Lock()
         self._status: Status | None = None
         self._written_at = -math.inf
@@ -217,6 +232,8 @@ class StatusFile:
 
     def _write(self, *, durable: bool = True) -> None:
         assert self._status is not None
+        if self.is_owner is not None and not self.is_owner():
+            return
         self._status = replace(self._status, heartbeat=now())
         values = asdict(self._status)
         if self._status.best is not None and not math.isfinite(self._status.best["value"]):
@@ -229,7 +246,7 @@ def _complete(status: Status, changes: dict[str, Any]) -> Status:
     """Fill in what follows from a change of state."""
     state = changes.get("state")
     if state == "running":
-        began = {"pid": os.getpid(), "host": this_host(), "started": status.started or now()}
+        began = {"pid": os.getpid(), "host": this_host(), "job": this_job(), "started": status.started or now()}
         status = replace(status, **cast(Any, began), ended=None, error=changes.get("error"))
     elif state is not None:
         status = replace(status, ended=now())

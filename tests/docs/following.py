@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import Block, Command, blocks, commands, missing
+from pages import ROOT, Block, Command, blocks, commands, missing
 
 LONGEST = 60.0
 """Seconds after which a command is given up."""
@@ -155,6 +155,7 @@ def _become(arguments: list[str], variables: Mapping[str, str], log: Path) -> No
         os.dup2(stream.fileno(), 2)
         sys.stdout = sys.stderr = stream
         os.environ.update(variables)
+        os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the command starts
         sys.argv = ["flambeau", *arguments]
         from flambeau.cli import main
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,10 +48,14 @@ class Command:
     text: str
     line: int
     shown: tuple[str, ...]
+    asked: int | None = None
+    """What the page shows for `echo $?` after it."""
 
     @property
     def status(self) -> int:
-        """The exit status that the page promises: 2 after an `error:`, 75 after a Ctrl-C, else 0."""
+        """The exit status that the page promises: that of `echo $?`, else 2 after an `error:`, 75 after a Ctrl-C, 0."""
+        if self.asked is not None:
+            return self.asked
         if any(line.startswith("error:") for line in self.shown):
             return 2
         return 75 if "^C" in self.shown else 0
@@ -88,7 +92,10 @@ def commands(block: Block) -> list[Command]:
         else:
             assert found, f"line {number}: output without a command"
             last = found[-1]
-            found[-1] = Command(last.text, last.line, (*last.shown, line))
+            found[-1] = replace(last, shown=(*last.shown, line))
+    for number, after in enumerate(found[1:]):
+        if after.text == "echo $?":
+            found[number] = replace(found[number], asked=int(after.shown[0]))
     return found
 
 

@@ -58,6 +58,11 @@ def _nothing_to_check(command: str) -> bool:
     return True
 
 
+def _command_exists(command: str) -> bool:
+    _check_command(command.removeprefix("flambeau "))
+    return True
+
+
 ELSEWHERE: dict[str, Callable[[str], bool]] = {
     r"make\b": _make_target_exists,  # makes an environment; .ci/run runs these on a clean checkout
     r"(python -m )?pip install\b": _extras_exist,  # needs the network
@@ -66,6 +71,8 @@ ELSEWHERE: dict[str, Callable[[str], bool]] = {
     r"git clone\b": _nothing_to_check,  # needs the network
     r"python3 -m venv \.venv$|\. \.venv/bin/activate\b": _is_the_makefiles_environment,  # the test has one already
     r"tensorboard\b": _nothing_to_check,  # a server that does not end
+    r"flambeau submit (?!.*--(dry-run|emit)\b)": _command_exists,  # tests/slurm follows that page with a Slurm
+    r"(squeue|scancel|sbatch|srun|cat runs/\S+/job/)\b": _nothing_to_check,  # the same
 }
 """Commands that a test cannot run, and what is looked at in their place."""
 
