@@ -27,6 +27,15 @@ _CAUSES = {
 
 def explained(what: str, error: Exception, left: Checkpoint | None) -> CheckpointError:
     """An error that says what failed, why, what is left and what to do; its cause is the original error."""
+    cause, remedy = cause_of(error)
+    whole = f"the newest whole checkpoint is {left.path}" if left else "there is no whole checkpoint yet"
+    failure = CheckpointError(f"{what}: {cause}; {whole}", remedy=remedy)
+    failure.__cause__ = error
+    return failure
+
+
+def cause_of(error: Exception) -> tuple[str, str | None]:
+    """Why something could not be written, and the remedy if there is one."""
     remedy: str | None = None
     if isinstance(error, LostWriteError):
         cause, remedy = f"the disk lost a write ({error})", "the disk or its driver may be failing: see dmesg"
@@ -34,9 +43,8 @@ def explained(what: str, error: Exception, left: Checkpoint | None) -> Checkpoin
         cause, remedy = _CAUSES.get(error.errno, (os.strerror(error.errno), None))
         place = f": {error.filename}" if error.filename else ""
         cause += f" ({errno.errorcode.get(error.errno, error.errno)}{place})"
+    elif isinstance(error, CheckpointError):
+        cause, remedy = error.message, error.remedy
     else:
         cause = f"{type(error).__name__}: {error}"
-    whole = f"the newest whole checkpoint is {left.path}" if left else "there is no whole checkpoint yet"
-    failure = CheckpointError(f"{what}: {cause}; {whole}", remedy=remedy)
-    failure.__cause__ = error
-    return failure
+    return cause, remedy

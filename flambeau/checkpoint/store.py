@@ -15,7 +15,15 @@ from typing import Any
 import flambeau
 from flambeau.checkpoint import publish
 from flambeau.checkpoint.failure import explained
-from flambeau.checkpoint.reading import FORMAT, MANIFEST, TREE, Checkpoint, NewerFormatError, manifest_bytes
+from flambeau.checkpoint.publish import FileRecord
+from flambeau.checkpoint.reading import (
+    FORMAT_OF_ONE,
+    MANIFEST,
+    TREE,
+    Checkpoint,
+    NewerFormatError,
+    manifest_bytes,
+)
 from flambeau.checkpoint.retention import Mode, by_score, surplus
 from flambeau.checkpoint.snapshot import HostCopies
 from flambeau.checkpoint.tensors_file import StoredTensor, safetensors_chunks
@@ -24,7 +32,8 @@ from flambeau.config.sections import CheckpointSettings
 from flambeau.errors import CheckpointError
 
 
-def _name_of(step: int) -> str:
+def name_of(step: int) -> str:
+    """The directory of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
@@ -81,7 +90,7 @@ class CheckpointStore:
                 :meth:`failed` and :meth:`wait`.
         """
         self._join()
-        saved = self._whole.get(_name_of(step))
+        saved = self._whole.get(name_of(step))
         if saved is not None and saved.path.exists() and (score is None or score == saved.score):
             return
         tree, leaves = encode(state)
@@ -139,7 +148,7 @@ class CheckpointStore:
             CheckpointError: there is none, or it is damaged.
         """
         steps = self.steps()
-        name = _name_of(step)
+        name = name_of(step)
         path = self._directories().get(name)
         if path is None:
             remedy = f"steps that are there: {', '.join(map(str, steps)) or 'none'}"
@@ -172,7 +181,7 @@ class CheckpointStore:
     def _ranking(self, checkpoints: Mapping[str, Checkpoint]) -> list[str]:
         """Names of the checkpoints that have a score, best first."""
         scores = {checkpoint.step: checkpoint.score for checkpoint in checkpoints.values()}
-        return [_name_of(step) for step in by_score(scores, self._mode)]
+        return [name_of(step) for step in by_score(scores, self._mode)]
 
     def _first_whole(self, candidates: Callable[[], list[str]]) -> Checkpoint | None:
         self._join()
@@ -198,7 +207,7 @@ class CheckpointStore:
 
     def _open(self, name: str, path: Path) -> Checkpoint:
         checkpoint = Checkpoint.open(path)
-        if name != _name_of(checkpoint.step):
+        if name != name_of(checkpoint.step):
             raise CheckpointError(f"checkpoint {name} is of step {checkpoint.step}: it was renamed")
         return checkpoint
 
@@ -223,7 +232,7 @@ class CheckpointStore:
         tensors: Mapping[str, list[StoredTensor]],
         flush: Iterable[Path],
     ) -> None:
-        temporary = self.folder / f"{publish.TEMPORARY}{_name_of(step)}"
+        temporary = self.folder / f"{publish.TEMPORARY}{name_of(step)}"
         try:
             self._publish(temporary, step, score, tree, tensors, flush)
         except Exception as error:  # whatever it is, the training thread has to hear of it
@@ -231,7 +240,7 @@ class CheckpointStore:
             self._failure = explained(f"the checkpoint of step {step} was not saved", error, self._left())
             return
         try:
-            publish.settle(self.folder / _name_of(step))
+            publish.settle(self.folder / name_of(step))
             self._prune(step)
         except Exception as error:
             what = f"the checkpoint of step {step} is in place, but to flush it or to remove older ones failed"
@@ -246,18 +255,40 @@ class CheckpointStore:
         tensors: Mapping[str, list[StoredTensor]],
         flush: Iterable[Path],
     ) -> None:
+        self._begin(temporary)
+        self._complete(temporary, step, score, tree, tensors, flush, {}, FORMAT_OF_ONE)
+
+    def _begin(self, temporary: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         publish.tidy(self.folder)
         temporary.mkdir()
+
+    def _complete(
+        self,
+        temporary: Path,
+        step: int,
+        score: float | None,
+        tree: bytes,
+        tensors: Mapping[str, list[StoredTensor]],
+        flush: Iterable[Path],
+        written: Mapping[str, FileRecord],
+        format: int,
+    ) -> None:
+        """Write what is still to be written, the manifest of all, and give the directory its final name.
+
+        Args:
+            written: files that are there already.
+        """
         files = {
             name: publish.write_file(temporary / name, safetensors_chunks(content)) for name, content in tensors.items()
         }
+        files |= written
         files[TREE] = publish.write_file(temporary / TREE, [tree])
         for path in flush:
             if path.exists():
                 publish.flush(path)
         manifest = {
-            "format": FORMAT,
+            "format": format,
             "step": step,
             "score": score if score is None or math.isfinite(score) else str(score),  # JSON has no inf and nan
             "flambeau": getattr(flambeau, "__version__", None),
@@ -265,7 +296,7 @@ class CheckpointStore:
             "files": {name: {"size": record.size, "sha256": record.sha256} for name, record in files.items()},
         }
         publish.write_file(temporary / MANIFEST, [manifest_bytes(manifest)])
-        final = self.folder / _name_of(step)
+        final = self.folder / name_of(step)
         publish.publish(temporary, final)
         self._whole[final.name] = Checkpoint(final, step, score, manifest)
         self._passed_over.discard(final.name)
@@ -274,10 +305,10 @@ class CheckpointStore:
         """Turn the links to the newest and the best, and remove what need not be kept."""
         kept = self._checkpoints()
         ranking = self._ranking(kept)
-        self._link("last", _name_of(saved))
+        self._link("last", name_of(saved))
         self._link("best", ranking[0] if ranking else None)
         scores = {checkpoint.step: checkpoint.score for checkpoint in kept.values()}
-        going = [_name_of(step) for step in surplus(scores, self._settings, self._mode, protect=[saved])]
+        going = [name_of(step) for step in surplus(scores, self._settings, self._mode, protect=[saved])]
         for name in going:
             self._whole.pop(name, None)
         publish.remove(kept[name].path for name in going)

@@ -11,13 +11,16 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+    from flambeau.checkpoint.shards import StoredPieces
 
 ITEM_SIZES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8,
@@ -34,6 +37,8 @@ TORCH_CODES = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
 """Code of a torch dtype, by its name below `torch.`; any other is stored as raw bytes."""
+
+_TORCH_NAMES = {code: name for name, code in TORCH_CODES.items()}
 
 NUMPY_CODES = {
     np.dtype(name): code for name, code in TORCH_CODES.items() if name != "bfloat16" and not name.startswith("float8")
@@ -52,6 +57,19 @@ class StoredTensor:
     """Its elements in C order, as bytes."""
 
 
+class Storable(Protocol):
+    """What can be written as one tensor; its data may be brought only when it is asked for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def data(self) -> memoryview: ...
+
+
 def storage_of(dtype: str | np.dtype[Any], item_size: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Code and shape in the file, of a torch dtype (by name) or a numpy dtype.
 
@@ -61,7 +79,7 @@ def storage_of(dtype: str | np.dtype[Any], item_size: int, shape: tuple[int, ...
     return (code, shape) if code is not None else ("U8", (*shape, item_size))
 
 
-def safetensors_chunks(tensors: Iterable[StoredTensor]) -> Iterator[memoryview | bytes]:
+def safetensors_chunks(tensors: Iterable[Storable]) -> Iterator[memoryview | bytes]:
     """The content of a safetensors file, piece by piece: the header, then each tensor's bytes.
 
     Tensors are ordered by the size of their elements, so that each begins at a multiple of it.
@@ -70,7 +88,7 @@ def safetensors_chunks(tensors: Iterable[StoredTensor]) -> Iterator[memoryview |
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # loaders of transformers insist on it
     offset = 0
     for tensor in ordered:
-        end = offset + len(tensor.data)
+        end = offset + prod(tensor.shape) * ITEM_SIZES[tensor.code]
         header[tensor.name] = {"dtype": tensor.code, "shape": tensor.shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -115,6 +133,16 @@ class TensorReader:
             ordered = torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=stored.device)
             return ordered.copy_(stored)
         return stored
+
+    def stored(self, node: dict[str, Any]) -> StoredPieces:
+        """Where the torch tensor of a `$tensor` node lies: all of it here."""
+        from flambeau.checkpoint.shards import Chunk, StoredPieces, dtype_named
+
+        stored = self._file("pt", self._device).get_slice(node["$tensor"])
+        dtype = node.get("dtype") or _TORCH_NAMES[stored.get_dtype()]
+        shape = tuple(node.get("shape", stored.get_shape()))
+        chunk = Chunk(self._path.name, node["$tensor"], (0,) * len(shape), shape)
+        return StoredPieces(dtype_named(dtype), shape, (chunk,))
 
     def array(self, node: dict[str, Any]) -> np.ndarray[Any, Any]:
         """The numpy array of an `$array` node."""

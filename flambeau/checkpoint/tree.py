@@ -6,6 +6,7 @@ All else is an object whose first key begins with `$`:
 | node | stands for |
 |---|---|
 | `{"$tensor": name, ...}`, `{"$array": name, ...}` | a torch tensor, numpy array of the safetensors file |
+| `{"$sharded": name}` | a torch tensor whose pieces several processes wrote, see `shards` |
 | `{"$scalar": [dtype, base64]}` | a numpy scalar |
 | `{"$tuple": [...]}`, `{"$bytes": base64}`, `{"$int": hex}`, `{"$text": base64}` | what JSON cannot say |
 | `{"$float": hex}` | NaN and the infinities, by their eight bytes |
@@ -35,6 +36,8 @@ from flambeau.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+SHARDS = "shards"
+"""In place of a file: the tensor is one of those that lie in pieces over several processes."""
 MAX_DEPTH = 150
 """Levels of nesting that a state may have; below the recursion limits of Python and of its JSON reader."""
 
@@ -57,8 +60,11 @@ def tensor_file(part: str) -> str:
     return f"{part}.safetensors" if part in ("model", "ema") else "state.safetensors"
 
 
-def encode(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[Leaf]]:
+def encode(state: Mapping[str, Any], *, sharded: bool = False) -> tuple[dict[str, Any], list[Leaf]]:
     """Split a state into a tree for JSON and its tensors.
+
+    Args:
+        sharded: whether tensors may lie in pieces over several processes.
 
     Returns:
         The tree, one node per top-level key, and the leaves in the order of the state. The leaves hold the
@@ -67,7 +73,7 @@ def encode(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[Leaf]]:
     Raises:
         CheckpointError: a value has a type that could not be given back as it was; the message has its path.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(sharded)
     for part in state:
         if type(part) is not str or not _is_plain(part):
             raise CheckpointError(f"a state's top-level keys are plain strings, not {part!r}")
@@ -77,8 +83,9 @@ def encode(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[Leaf]]:
 class _Encoder:
     """One walk over a state."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharded: bool) -> None:
         self.leaves: list[Leaf] = []
+        self._sharded = sharded
         self._taken: dict[str, set[str]] = {}
         self._part = ""
         # A state can hold tensors only if somebody has imported torch; then it need not be imported here.
@@ -129,29 +136,33 @@ class _Encoder:
 
     def _array(self, value: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
         torch = self._torch
+        file = tensor_file(self._part)
         if torch is not None and isinstance(value, torch.Tensor):
+            if self._sharded and hasattr(value, "__create_write_items__"):
+                node: dict[str, Any] = {"$sharded": self._name(path, SHARDS)}
+                self.leaves.append(Leaf(SHARDS, node["$sharded"], value, node))
+                return node
             tensors = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
             if type(value) not in tensors or value.layout is not torch.strided or value.is_quantized:
                 raise self._refusal(value, path, "a plain dense tensor")
             if value.is_meta:
                 raise CheckpointError(f"{self._at(path)} is on the meta device and has no values to save")
-            node: dict[str, Any] = {"$tensor": self._name(path)}
+            node = {"$tensor": self._name(path, file)}
             strides = list(value.stride())
             if strides != _usual_strides(value.shape) and _is_dense(value.shape, strides):
                 node["strides"] = strides
         elif type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.fields is None:
-            node = {"$array": self._name(path)}
+            node = {"$array": self._name(path, file)}
         elif isinstance(value, np.generic) and not value.dtype.hasobject and value.dtype.fields is None:
             return {"$scalar": [value.dtype.str, _base64(value.tobytes())]}
         else:
             raise self._refusal(value, path, "dicts, lists, tuples, numbers, strings, bytes, tensors and arrays")
-        self.leaves.append(Leaf(tensor_file(self._part), next(iter(node.values())), value, node))
+        self.leaves.append(Leaf(file, next(iter(node.values())), value, node))
         return node
 
-    def _name(self, path: tuple[str | int, ...]) -> str:
+    def _name(self, path: tuple[str | int, ...], file: str) -> str:
         """The path as a name that the file has not yet: `{"a.b": x, "a": {"b": y}}` has two `a.b`."""
-        file = tensor_file(self._part)
-        if file == "state.safetensors" or not path:
+        if file in (SHARDS, "state.safetensors") or not path:
             path = (self._part, *path)
         base = name = ".".join(map(str, path)).encode("utf-8", "replace").decode()
         # `__metadata__` is the one key of a safetensors header that is no tensor.
@@ -176,7 +187,7 @@ class _Encoder:
 
 
 def decode(node: Any, fetch: Callable[[dict[str, Any]], Any]) -> Any:
-    """Rebuild a value from its node; `fetch` turns a `$tensor` or `$array` node into its tensor or array.
+    """Rebuild a value from its node; `fetch` turns a `$tensor`, `$array` or `$sharded` node into its tensor or array.
 
     Raises:
         CheckpointError: the tree holds a node that this version does not know.
@@ -190,7 +201,7 @@ def decode(node: Any, fetch: Callable[[dict[str, Any]], Any]) -> Any:
         return {key: decode(item, fetch) for key, item in node.items()}
     content = node[kind]
     match kind:
-        case "$tensor" | "$array":
+        case "$tensor" | "$array" | "$sharded":
             return fetch(node)
         case "$tuple":
             return tuple(decode(item, fetch) for item in content)

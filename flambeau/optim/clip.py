@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+
+from flambeau.runtime.shards import group_of, is_sharded, lie_apart, local_parts
 
 
 @torch.no_grad()
@@ -15,9 +18,12 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
     `torch.nn.utils.clip_grad_norm_` to the bit, at half its cost for small models; like it, does not wait for an
     accelerator. A `max_norm` of infinity measures only, and leaves even gradients that are not finite as they are.
+    Gradients that lie in pieces over several processes are measured as a whole, by one small exchange.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(map(is_sharded, gradients)):
+        return _clip_sharded(gradients, max_norm)
     kinds = {(type(gradient), gradient.layout, gradient.device, gradient.dtype) for gradient in gradients}
     if len(kinds) != 1 or next(iter(kinds))[:2] != (Tensor, torch.strided):  # distributed, sparse, of several kinds
         if max_norm < math.inf or not gradients:
@@ -32,3 +38,16 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         return norm  # nothing to scale; on an accelerator, asking would wait for it
     torch._foreach_mul_(gradients, factor.clamp_(max=1.0))
     return norm
+
+
+def _clip_sharded(gradients: list[Tensor], max_norm: float) -> Tensor:
+    if not lie_apart(gradients):
+        raise NotImplementedError("the norm of gradients of which some are sharded and others not, or otherwise")
+    pieces = local_parts(gradients)
+    norms = torch._foreach_norm(pieces)
+    square = torch.stack([norm.to(norms[0].dtype) for norm in norms]).square().sum()
+    dist.all_reduce(square, group=group_of(gradients))
+    total: Tensor = square.sqrt()
+    if max_norm < math.inf:
+        torch._foreach_mul_(pieces, (max_norm / (total + 1e-6)).clamp_(max=1.0))
+    return total

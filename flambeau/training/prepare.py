@@ -29,13 +29,15 @@ def prepare(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Batch]:
     if trainer.finished():
         return batches
     first = next(batches)
-    settings = trainer.settings
+    settings, in_pieces = trainer.settings, is_sharded_model(trainer.model)
+    if settings.fsdp is not None and settings.fsdp.param_dtype not in (None, settings.precision) and not in_pieces:
+        told = f"one process shards nothing: trainer.fsdp.param_dtype is left out, and {settings.precision} used"
+        trainer.recorder.warn(told)
     if settings.micro_batch == "auto":
         if trainer.accumulate_found is None:
             trainer.accumulate_found = trainer.parts_of(find_micro_batch(trainer, first, trainer.world))
         trainer.accumulate = trainer.accumulate_found
     # A model in pieces cannot be called by one process for itself, and there are no copies of it to compare.
-    in_pieces = is_sharded_model(trainer.model)
     found = _rehearse(trainer, first) if settings.dry_batch and not in_pieces else None
     if trainer.world.size > 1:
         trainer.replicas = _connect(trainer, found)

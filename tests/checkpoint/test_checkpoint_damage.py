@@ -169,6 +169,26 @@ def test_a_checkpoint_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path:
         store_in(tmp_path).newest()
 
 
+def test_sharded_checkpoints_of_past_releases_still_load(tmp_path: Path) -> None:
+    """Two processes have written it; one reads it."""
+    import torch
+
+    shutil.copytree(Path(__file__).parent / "format-2", tmp_path / "checkpoints" / "step-00000042")
+    wanted = {
+        "model": {
+            "weight": torch.arange(15, dtype=torch.bfloat16).reshape(5, 3),
+            "one": torch.arange(2.0).reshape(1, 2),
+            "count": torch.tensor(7),
+        },
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.arange(15.0).reshape(5, 3)}},
+            "betas": (0.9, 0.999),
+        },
+        "complex": torch.arange(3).to(torch.complex128) * 1j,
+    }
+    assert_same(store_in(tmp_path).at(42).load(), wanted)
+
+
 def test_checkpoints_of_past_releases_still_load(tmp_path: Path) -> None:
     """One checkpoint of each format is kept in the repository; none may ever be made anew."""
     import torch
