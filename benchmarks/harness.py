@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Worker:
         )
         for descriptor in (requests_read, answers_write, terminal_slave):
             os.close(descriptor)
-        threading.Thread(target=_drain, args=(terminal,), daemon=True).start()
+        threading.Thread(target=drain, args=(terminal,), daemon=True).start()
         self._answer_lines = os.fdopen(self._answers)
 
     def measure(self, **request: Any) -> dict[str, Any]:
@@ -82,7 +83,14 @@ ENVIRONMENT = {
 }
 
 
-def _drain(terminal: int) -> None:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def drain(terminal: int) -> None:
     """Reads what is drawn on a pseudo-terminal, as a terminal would, so that the writer never waits."""
     with os.fdopen(terminal, "rb", buffering=0) as output:
         try:
@@ -118,11 +126,11 @@ class Comparison:
 
     def ratio(self, of: str = "wall") -> tuple[float, float, float]:
         """Median of the ratios to the good loop, and the quartiles."""
-        return _spread([mine / theirs for mine, theirs in self._turns(of)])
+        return spread([mine / theirs for mine, theirs in self._turns(of)])
 
     def cost_us(self, of: str = "wall") -> tuple[float, float, float]:
         """Median of the differences from the good loop in µs a step, and the quartiles."""
-        return _spread([(mine - theirs) * 1e6 for mine, theirs in self._turns(of)])
+        return spread([(mine - theirs) * 1e6 for mine, theirs in self._turns(of)])
 
     def step_us(self, of: str = "wall") -> float:
         return statistics.median(mine for mine, _ in self._turns(of)) * 1e6
@@ -131,7 +139,8 @@ class Comparison:
         return self.wall if of == "wall" else self.cpu
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and quartiles."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4)
