@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
+from flambeau.distributed.sharding import is_sharded_model
 from flambeau.registry import register
 from flambeau.training.callback import Callback
 from flambeau.training.evaluation import evaluation_mode
@@ -19,7 +20,8 @@ class SampleImages(Callback):
     """Send the first images of the validation data, as the model gets them, with its outputs, to the trackers.
 
     Images are inputs of shape (C, H, W) with 1, 3 or 4 channels; each is scaled to 0..1 by its own least and greatest
-    value. An output that is itself an image (an autoencoder's) is shown beside; class scores are written as text.
+    value. An output that is itself an image (an autoencoder's) is shown beside; class scores are written as text. Of a
+    model in pieces over several processes only the inputs are shown: one process cannot call it.
 
     Args:
         count: images shown.
@@ -39,8 +41,10 @@ class SampleImages(Callback):
         inputs = batch.inputs
         if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3, 4):
             return
-        with torch.no_grad(), evaluation_mode(trainer.model), trainer.precision.autocast():
-            outputs = trainer.model(inputs[: self.count])
+        outputs = None
+        if not is_sharded_model(trainer.model):
+            with torch.no_grad(), evaluation_mode(trainer.model), trainer.precision.autocast():
+                outputs = trainer.model(inputs[: self.count])
         step = trainer.state.step
         for tracker in trainer.recorder.trackers:
             tracker.log_image("val/inputs", _scaled(inputs[: self.count]), step)

@@ -90,11 +90,16 @@ class Shares:
         """
         if self._sums:  # the exchange takes the mean over processes
             return loss * float(self.world.size) if not isinstance(units, int) or units else loss * 0.0
+        if isinstance(units, torch.Tensor) and units.is_cpu:
+            units = units.item() or units  # a number takes fewer operations, forward and backward
         self._scale = 1.0
         self._units = units
         if isinstance(units, int) and not units:
             return loss * 0.0  # still a function of the weights: every process takes part in the exchange
-        return weigh(loss, units) * (self.world.size / self._expected)
+        if isinstance(units, torch.Tensor):
+            return weigh(loss, units) * (self.world.size / self._expected)
+        factor = units * self.world.size / self._expected
+        return loss if factor == 1.0 else loss * factor
 
     def with_units(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss whose backward pass is to come; its units are on their way to all processes."""
@@ -150,7 +155,7 @@ class Replicas(Shares):
         changing: Sequence[torch.Tensor] = (),
     ) -> None:
         super().__init__(model, world=world, parameters=parameters, sums=sums, changing=changing)
-        self._tally = nn.Parameter(torch.zeros(1, dtype=torch.float64 if self._wide else torch.float32, device=device))
+        self._tally = nn.Parameter(torch.zeros((), dtype=torch.float64 if self._wide else torch.float32, device=device))
         self._replica = _Replica(model, forward, self._tally)
         buffers: dict[str, Any] = {_BUFFERS: broadcast_buffers}
         self._ddp = DistributedDataParallel(
@@ -176,7 +181,7 @@ class Replicas(Shares):
         """`loss`, and the units as the gradient of the tally, which no scaler of losses touches."""
         if self._scale != 1.0:
             loss = loss * self._scale
-        counted: torch.Tensor = (self._tally * self._units).sum()
+        counted: torch.Tensor = self._tally * self._units
         return loss + counted.to(loss.dtype)
 
     @torch.no_grad()

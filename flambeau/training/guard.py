@@ -171,8 +171,11 @@ def weights_are_finite(model: nn.Module) -> bool:
     weights = [weight for weight in local_parts(parameters) if weight.is_floating_point() and weight.numel()]
     finite = torch.ones((), dtype=torch.bool, device=parameters[0].device if parameters else None)
     if weights:
-        greatest = torch._foreach_norm(weights, math.inf)  # unlike a sum of squares it cannot overflow
-        finite = torch.isfinite(torch.stack([value.float() for value in greatest])).all()
+        for order in (2, math.inf):  # the first is eight times faster on a CPU, and may overflow without a fault
+            norms = torch._foreach_norm(weights, order)
+            finite = torch.isfinite(torch.stack([value.float() for value in norms])).all()
+            if finite:
+                break
     return true_everywhere(finite, group_of(parameters))
 
 

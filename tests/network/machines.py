@@ -42,7 +42,10 @@ def why_not() -> str | None:
     if sys.platform != "linux" or os.geteuid() != 0:
         return "namespaces need root on Linux"
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    return f"{', '.join(absent)} not found: install iproute2 and util-linux" if absent else None
+    if absent:
+        return f"{', '.join(absent)} not found: install iproute2 and util-linux"
+    allowed = subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True).returncode == 0
+    return None if allowed else "this root may not make namespaces"
 
 
 class Machine:
