@@ -167,6 +167,8 @@ class Replicas(Shares):
             **buffers,
         )
         self.forward = self._ddp
+        if not static_graph:  # which is to be that of the model
+            self._lay_out()
 
     def expect(self, part: Batch, *, last: bool) -> None:
         """Before the forward pass of one part of this process's share.
@@ -196,6 +198,19 @@ class Replicas(Shares):
         if tally is not None and not self._sums:
             self._divide_by(tally * self.world.size)
 
+    def _lay_out(self) -> None:
+        """Make an exchange of zeros, after which torch has laid the gradients out in buckets for good.
+
+        It does so after the first exchange, in the order in which gradients came. With three processes and more the
+        place of a gradient decides in which order it is added up, so without this the first step after a resume would
+        differ in its last bits from the same step of a run that was never interrupted.
+        """
+        self._replica.empty = True
+        self._ddp().backward()
+        self._replica.empty = False
+        for parameter in (*self._parameters, self._tally):
+            parameter.grad = None
+
     def _exchange_by_hand(self) -> None:
         tensors = [p.grad for p in (*self._parameters, self._tally) if p.grad is not None]
         for some in _alike(tensors):
@@ -217,9 +232,13 @@ class _Replica(nn.Module):
         self.model = model
         self.tally = tally
         self.called = False
+        self.empty = False
         object.__setattr__(self, "_forward", forward)  # not as a module: its parameters are the model's
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        if self.empty:  # nothing, as a function of all that is trained
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return 0.0 * torch.stack([parameter.reshape(-1)[:1].sum().float() for parameter in trained]).sum()
         self.called = True
         return self._forward(*inputs, **named)
 

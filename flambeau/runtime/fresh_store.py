@@ -1,9 +1,9 @@
 """A store for the process group that no earlier process has written into.
 
 torchrun's agent by default keeps one store for as long as it lives, and starts processes again with the same one. The
-new processes then find in it the addresses of those that are gone, and fail to connect to them (seen with torch
-2.13 and 2.15; pytorch issue 135712). So rank 0 opens a store of its own at each start, and leaves its port in the
-agent's: what the agent's store holds of an earlier start leads nowhere, and is read again.
+new processes then find in it the addresses of those that are gone, and fail to connect to them (seen with torch 2.13
+and 2.15; pytorch issue 135712). So rank 0 opens a store of its own at each start, and leaves its port in the agent's:
+what the agent's store holds of an earlier start leads nowhere, and is read again.
 """
 
 from __future__ import annotations

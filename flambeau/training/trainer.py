@@ -564,7 +564,7 @@ class Trainer:
                 self.validate()
             for hook in self.hooks.fit_end:
                 hook(self)
-        if self._saved_step != self.state.step:
+        if self.world.broadcast(self._saved_step != self.state.step):  # rank 0 alone knows of a save that failed
             self.save()
         if self.preemption is None and self.settings.test_at_end:
             self.test()

@@ -228,11 +228,15 @@ class TestResume:
         for _, weights in results:
             assert_close(weights, expected)
 
-    def test_at_the_same_number_gives_the_same_bits(self, tmp_path: Any) -> None:
-        """Weights, and the record with its means over steps on both sides of the interruption."""
-        expected = together(2, train_part, str(tmp_path / "whole"), None, {})
-        together(2, train_part, str(tmp_path / "run"), 9, {})
-        found = together(2, train_part, str(tmp_path / "run"), None, {})
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_at_the_same_number_gives_the_same_bits(self, tmp_path: Any, ranks: int) -> None:
+        """Weights, and the record with its means over steps on both sides of the interruption.
+
+        With three processes the order of summation depends on the layout of torch's buckets.
+        """
+        expected = together(ranks, train_part, str(tmp_path / "whole"), None, {})
+        together(ranks, train_part, str(tmp_path / "run"), 9, {})
+        found = together(ranks, train_part, str(tmp_path / "run"), None, {})
         for (_, weights), (_, whole) in zip(found, expected, strict=True):
             assert all(torch.equal(weights[name], whole[name]) for name in whole)
         record, whole_record = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("run", "whole"))
