@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         join_step(arguments)
     if arguments and arguments[0] in SEVERAL and "RANK" in os.environ:
         from flambeau.launch.environment import is_worker
-        from flambeau.launch.worker import run_worker
+        from flambeau.launch.worker import leave, run_worker
 
         if is_worker():
-            return run_worker(lambda: _dispatch(arguments))
+            leave(run_worker(lambda: _dispatch(arguments)))
     try:
         return _dispatch(arguments)
     except FlambeauError as error:
