@@ -38,6 +38,8 @@ class Crew:
     ) -> None:
         call = functools.partial(function, *arguments, **options)
         self._logs = [folder / f"rank-{rank}.txt" for rank in range(size)]
+        for log in self._logs:  # what an earlier crew said in this folder is not what this one says
+            log.write_text("")
         self._statuses: dict[int, int] = {}
         port = free_port()
         self.pids = [self._fork(rank, size, port, call) for rank in range(size)]
