@@ -152,7 +152,10 @@ def _read(text: str, origin: Callable[[int], Origin], key: str, problems: list[P
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
         message = " ".join(part for part in (error.problem, error.context) if part)
-        problems.append(Problem(str(origin(line)), key, f"not valid YAML: {message}", _hint(text, line)))
+        if "nesting depth" in message:  # the parser's own limit, since PyYAML 6.0.4
+            problems.append(Problem(str(origin(line)), key, f"is nested more than {MAX_DEPTH} levels deep"))
+        else:
+            problems.append(Problem(str(origin(line)), key, f"not valid YAML: {message}", _hint(text, line)))
     except yaml.YAMLError as error:  # characters that YAML forbids
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         problems.append(Problem(str(origin(line)), key, f"not valid YAML: {getattr(error, 'reason', error)}"))
