@@ -17,6 +17,7 @@ from flambeau.runtime.shards import class_name, group_of, local_part, local_part
 from flambeau.runtime.world import current_world
 
 if TYPE_CHECKING:
+    from flambeau.training.stepper import Stepper
     from flambeau.training.trainer import Trainer
 
 
@@ -62,7 +63,7 @@ def require_finite_weights(trainer: Trainer) -> None:
         raise NonFiniteError(f"after step {trainer.state.step} {where}; no checkpoint of it is written")
 
 
-def gradients_are_usable(trainer: Trainer) -> bool:
+def gradients_are_usable(trainer: Trainer, stepper: Stepper) -> bool:
     """Unscale and clip; false if this step's update must be left out.
 
     Raises:
@@ -70,11 +71,11 @@ def gradients_are_usable(trainer: Trainer) -> bool:
     """
     scaler, clip, policy = trainer.precision.scaler, trainer.settings.clip_norm, trainer.settings.nan_policy
     if scaler is not None:
-        scaler.unscale_(trainer.optimizer)
+        scaler.unscale_(stepper.optimizer)
     skips = scaler is not None or policy == "skip"
     if clip is None and not skips:
         return True
-    norm = clip_gradient_norm(trainer.trained, math.inf if clip is None else clip)
+    norm = clip_gradient_norm(stepper.parameters, math.inf if clip is None else clip)
     if clip is not None and trainer.world.is_main:  # the same on all; noted by all, it would weigh more with more
         trainer.train_means.add("train/grad_norm", norm, 1.0)
     if not (skips or trainer.device.type == "cpu") or math.isfinite(norm.item()):

@@ -24,7 +24,7 @@ from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
 from flambeau.metrics import Metric, prepare_metric
-from flambeau.optim import Schedule, build_optimizer, direct_step, learning_rates
+from flambeau.optim import Schedule, build_optimizer, learning_rates
 from flambeau.registry import register
 from flambeau.run_folder import RunFolder
 from flambeau.runtime.determinism import deterministic_algorithms, seed_torch
@@ -39,6 +39,7 @@ from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
+from flambeau.training.final_test import test_best
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
@@ -51,6 +52,7 @@ from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.running_means import RunningMeans
 from flambeau.training.state import TrainState
+from flambeau.training.stepper import Stepper
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
 
@@ -128,7 +130,6 @@ class Trainer:
         if optimizer is None:
             optimizer = build_optimizer(self.model, torch.optim.AdamW, {}, OptimizerSettings(), self.device)
         check_optimizer(self.model, optimizer)
-        self.optimizer = optimizer
         self.metrics = {label: prepare_metric(label, metric) for label, metric in (metrics or {}).items()}
         self.callbacks = label_callbacks(callbacks)
         self.hooks = Hooks(self.callbacks)
@@ -158,7 +159,7 @@ class Trainer:
         self.total_steps = plan_steps(self.settings, self.feeder.steps_per_epoch)
         self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
-        self.schedule = make_schedule(scheduler, self.total_steps)
+        self.stepper = Stepper(optimizer, make_schedule(scheduler, self.total_steps))
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -174,12 +175,8 @@ class Trainer:
         self._asked: dict[str, str] = {}
         self._saves = False
 
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self._step_optimizer = direct_step(self.optimizer)
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         learning = (p for p in self.model.parameters() if p.requires_grad)
-        self.with_gradient = list(dict.fromkeys([*self.trained, *learning]))
+        self.with_gradient = list(dict.fromkeys([*self.stepper.parameters, *learning]))
         self._count_units = unit_counter(criterion) if criterion is not None else None
         self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"
         self._waits_for_loss = self.device.type == "cpu" or self.settings.nan_policy == "skip"
@@ -189,6 +186,11 @@ class Trainer:
         self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
         self.last_batch: Batch | None = None
         self._eval_data = EvalData(self)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer."""
+        return self.stepper.optimizer
 
     @property
     def batch_size(self) -> int:
@@ -383,11 +385,8 @@ class Trainer:
         """Clip, set the scheduled learning rate, step the optimizer, move the average, clear the gradients."""
         if self.replicas is not None:
             self.replicas.finish()
-        if guard.gradients_are_usable(self):
-            factor = self.schedule(self.state.updates)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            self._step_optimizer()
+        if guard.gradients_are_usable(self, self.stepper):
+            self.stepper.step(self.state.updates)
             self.state.skipped_in_row = 0
             if self.ema is not None:
                 self.ema.update(self.state.updates + 1)
@@ -576,17 +575,7 @@ class Trainer:
 
     def test(self) -> dict[str, float]:
         """Measure the best checkpoint (without a run folder: the model as it is) on the test data."""
-        if self.test_data is None:
-            raise UsageError("there is no test data", remedy="set trainer.test_at_end to false")
-        model = self.model
-        if self.store is not None:
-            self.store.wait()
-            if (best := snapshot.chosen(self, self.store.best)) is not None:
-                model = snapshot.model_of(self, best)
-        scores = {f"test/{name}": value for name, value in self.evaluate(self.test_data, model=model).items()}
-        self.recorder.scalars({"epoch": self.epoch, **scores}, self.state.step)
-        self.recorder.scores(self.state, self.epoch, scores, better=False)
-        return scores
+        return test_best(self)
 
     def _fail(self, error: BaseException) -> None:
         for hook in self.hooks.error:
