@@ -28,7 +28,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     Returns:
         Groups as torch takes them; those of `settings.groups` carry their pattern as `name`.
     """
-    names = _names_by_parameter(model)
+    names = names_by_parameter(model)
     trainable = {parameter: aliases for parameter, aliases in names.items() if parameter.requires_grad}
     if not trainable:
         raise UsageError("the model has no trainable parameters")
@@ -59,7 +59,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     return groups + _parted(rest, {}, settings.no_decay)
 
 
-def _names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+def names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     """All names of each parameter, in the model's order; tied parameters have more than one."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flambeau.config.sections import TrainerSettings
 from flambeau.errors import UsageError
@@ -54,7 +54,16 @@ def check_splits(settings: TrainerSettings, *, val_data: object, test_data: obje
         )
 
 
-def make_schedule(scheduler: Schedule | Callable[..., Schedule] | None, total_steps: int) -> Schedule:
+Scheduler = Schedule | Callable[..., Schedule] | None
+"""A schedule, what makes one when called with `total_steps=`, or None for a constant one."""
+
+
+def scheduler_of(scheduler: Scheduler | Mapping[str, Scheduler], name: str) -> Scheduler:
+    """The scheduler of one of several optimizers: its own, or the one of all."""
+    return scheduler.get(name) if isinstance(scheduler, Mapping) else scheduler
+
+
+def make_schedule(scheduler: Scheduler, total_steps: int) -> Schedule:
     """The schedule of a run of `total_steps`: as given, or made for this length."""
     if scheduler is None:
         return Constant(total_steps=total_steps)
@@ -62,9 +71,15 @@ def make_schedule(scheduler: Schedule | Callable[..., Schedule] | None, total_st
 
 
 def describe_replanning(
-    scheduler: Schedule | Callable[..., Schedule] | None, old_total: int, new_total: int, step: int
+    scheduler: Scheduler | Mapping[str, Scheduler], old_total: int, new_total: int, step: int
 ) -> str | None:
-    """What another length does to the schedule of a run that is at `step`; None if the steps so far keep theirs."""
+    """What another length does to the schedule of a run that is at `step`; None if the steps so far keep theirs.
+
+    Of several schedules, the first that changes is told of.
+    """
+    if isinstance(scheduler, Mapping):
+        changes = ((name, describe_replanning(own, old_total, new_total, step)) for name, own in scheduler.items())
+        return next((f"{name}: {change}" for name, change in changes if change is not None), None)
     old, new = make_schedule(scheduler, old_total), make_schedule(scheduler, new_total)
     shorter = min(old_total, new_total)
     if all(old(probe) == new(probe) for probe in range(0, shorter, max(1, shorter // 1000))):

@@ -301,7 +301,7 @@ class TestSchedule:
 
     def test_it_is_made_for_the_length_of_the_run(self) -> None:
         trainer = make_trainer(scheduler=Cosine, epochs=4)
-        assert trainer.schedule.total_steps == trainer.total_steps == 12
+        assert trainer.stepper.schedule.total_steps == trainer.total_steps == 12
 
 
 class TestEma:
