@@ -24,7 +24,7 @@ from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
 from flambeau.metrics import Metric, prepare_metric
-from flambeau.optim import Schedule, build_optimizer, learning_rates
+from flambeau.optim import Clipping, Schedule, build_optimizer
 from flambeau.registry import register
 from flambeau.run_folder import RunFolder
 from flambeau.runtime.determinism import deterministic_algorithms, seed_torch
@@ -44,7 +44,7 @@ from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, check_splits, make_schedule, plan_steps
+from flambeau.training.plan import DEBUG_BATCHES, check_splits, end_of_run, global_batch, make_schedule, plan_steps
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
@@ -73,7 +73,9 @@ class Trainer:
         val_data: measured as the settings say, and at the end; decides which checkpoint is best.
         test_data: measured by `test_at_end`, once, with the best checkpoint.
         metrics: objects with `update(outputs, targets)`, `compute()` and `reset()`, by label.
-        scheduler: a schedule, or what makes one when called with `total_steps=`; default: constant.
+        scheduler: a schedule, or what makes one when called with `total_steps=` (and, where it takes it,
+            `steps_per_epoch=`); default: constant.
+        weight_decay_scheduler: the same for the weight decay; default: it stays as it is.
         callbacks: by label or in a row.
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
@@ -102,6 +104,7 @@ class Trainer:
         test_data: Any = None,
         metrics: Mapping[str, Metric] | None = None,
         scheduler: Schedule | Callable[..., Schedule] | None = None,
+        weight_decay_scheduler: Schedule | Callable[..., Schedule] | None = None,
         callbacks: Mapping[str, Callback] | Iterable[Callback] = (),
         trackers: Sequence[Tracker] | TrackerFactory = (),
         train_transform: Callable[[Any], Any] | None = None,
@@ -156,10 +159,17 @@ class Trainer:
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        self.total_steps = plan_steps(self.settings, self.feeder.steps_per_epoch)
+        epoch = self.feeder.steps_per_epoch
+        self.planned_steps = plan_steps(self.settings, epoch)  # what schedules are laid over
+        self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
         self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
-        self.stepper = Stepper(optimizer, make_schedule(scheduler, self.total_steps))
+        self.stepper = Stepper(
+            optimizer,
+            make_schedule(scheduler, self.planned_steps, epoch),
+            decay=make_schedule(weight_decay_scheduler, self.planned_steps, epoch) if weight_decay_scheduler else None,
+            clipping=Clipping(self.model, self.settings),
+        )
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -195,8 +205,7 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step over all devices: the global batch."""
-        per_rank = self.loader.batch_size_per_rank
-        return per_rank * self.world.size if per_rank else self.loader.batch_size
+        return global_batch(self.loader, self.world.size)
 
     def parts_of(self, micro_batch: int) -> int:
         """Parts of `micro_batch` samples at most that the largest share of a batch is taken in."""
@@ -413,7 +422,7 @@ class Trainer:
         if "train/loss" in bad and self.settings.nan_policy == "stop":
             guard.reject_mean(self, bad["train/loss"])
         record: dict[str, float] = {"epoch": self.epoch, "samples": self.state.samples, **means}
-        record |= learning_rates(self.optimizer)
+        record |= self.stepper.rates()
         if self.state.skipped:
             record["skipped"] = self.state.skipped
         self.recorder.scalars(record, self.state.step)
@@ -527,7 +536,7 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
+        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch, self.planned_steps)
         self.model.train()
         for module in self.frozen:
             module.eval()
