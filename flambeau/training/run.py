@@ -13,6 +13,7 @@ import torch
 
 from flambeau.config import Config
 from flambeau.config.difference import check_changes, differences
+from flambeau.config.scaling import scaling_of
 from flambeau.console import say
 from flambeau.errors import EXIT_DONE, RunFolderError, UsageError
 from flambeau.launch.environment import agent_of_this_process
@@ -172,7 +173,8 @@ class _Run:
         trainer = self.trainer
         trainer.run_dir = folder
         if self.world.is_main:
-            _introduce(trainer, folder, self.world)
+            scaling = scaling_of(self.config, self.world.size)
+            _introduce(trainer, folder, self.world, scaling)
         begun = time.monotonic()
         trainer.fit(resume=resume)
         if trainer.preemption is None:
@@ -214,7 +216,7 @@ def device_of(world: World, device: str) -> torch.device:
     return place
 
 
-def _introduce(trainer: Trainer, folder: RunFolder, world: World) -> None:
+def _introduce(trainer: Trainer, folder: RunFolder, world: World, scaling: str | None) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     sizes = [
@@ -233,6 +235,8 @@ def _introduce(trainer: Trainer, folder: RunFolder, world: World) -> None:
         place = f"{trainer.settings.precision} on {trainer.device.type}, {world.size} processes"
     say(f"model  {class_name(trainer.model)}: {parameters:,} parameters{frozen}, {place}")
     say(f"data   {', '.join(sizes)} samples; {trainer.total_steps:,} steps of {trainer.batch_size}")
+    if scaling is not None:
+        say(f"lr     {scaling}")
 
 
 def _conclude(trainer: Trainer, folder: RunFolder, seconds: float) -> None:

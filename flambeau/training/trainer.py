@@ -170,6 +170,7 @@ class Trainer:
             decay=make_schedule(weight_decay_scheduler, self.planned_steps, epoch) if weight_decay_scheduler else None,
             clipping=Clipping(self.model, self.settings),
         )
+        self.steppers = {"optimizer": self.stepper}
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
