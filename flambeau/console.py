@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,3 +42,17 @@ def say(text: str = "", *, error: bool = False) -> None:
     except BrokenPipeError:
         # Who read it has left (head, a closed pager). No reason for a run to fail: the rest is said to nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def sparkline(values: Sequence[float], *, width: int = 60) -> str:
+    """A row of blocks as high as the values: `▁▂▃▄▅▆▇█`; of many values, the mean of those that share a place."""
+    if not values:
+        return ""
+    width = min(width, len(values))
+    edges = [number * len(values) // width for number in range(width + 1)]
+    means = [sum(values[begin:end]) / (end - begin) for begin, end in pairwise(edges)]
+    low, high = min(means), max(means)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(
+        blocks[round((mean - low) / (high - low) * (len(blocks) - 1)) if high > low else 0] for mean in means
+    )

@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "apply a trained model to data",
     "export": "write a trained model's weights into one file",
     "runs": "list the runs: state, step, best score",
+    "find-lr": "find a learning rate by a sweep over many",
     "config": "show a resolved configuration and where each value comes from",
     "list": "list models, data, criterions and other parts with their arguments",
 }
@@ -76,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean 'flambeau {near[0]}'?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"error: there is no command '{name}'; {hint}", file=sys.stderr)
         return EXIT_USAGE
-    command = importlib.import_module(f"flambeau.cli.{name}")
+    command = importlib.import_module(f"flambeau.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"flambeau {name}",
         description=command.__doc__,

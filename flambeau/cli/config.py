@@ -115,7 +115,7 @@ def _lines(config: Config, path: tuple[Any, ...], value: Any, default: Any, inde
     elif name not in config.origins:
         yield Line(f"{label} {_default_text(default)}", "default", is_default=True)
     else:
-        yield Line(f"{label} {write_inline(_hidden(config, path, value))}", origin)
+        yield Line(f"{label} {write_inline(_hidden(config, path, value))}", origin + _scaled(config, name))
 
 
 def _default_line(key: str, value: Any, indent: str) -> Line:
@@ -152,6 +152,14 @@ def _defaults(config: Config) -> dict[str, Any]:
         elif isinstance(config.values.get(key), Mapping):
             known[key] = {label: defaults.of(key, str(label)) for label in config.values[key]}
     return known
+
+
+def _scaled(config: Config, name: str) -> str:
+    """The learning rate that is used in place of the written one, where it is scaled to the batch."""
+    from flambeau.config.scaling import scaling_of
+
+    scaling = scaling_of(config) if name == "optimizer.lr" else None
+    return f", in use: {scaling}" if scaling is not None else ""
 
 
 def _meaning(config: Config, name: str) -> str:

@@ -111,6 +111,10 @@ class _Check:
                 takes_any = self.catalog.takes_any(slot, signature)
                 owner = slot.section if name == slot.default == "default" else name
                 self._check_keys(key, section, {**arguments, **settings}, owner, takes_any)
+                if slot.kind == "optimizer" and isinstance(groups := section.get("groups"), list):
+                    for place, group in enumerate(groups):
+                        if isinstance(group, Mapping) and isinstance(own := group.get("arguments"), Mapping):
+                            self._check_keys(f"{key}.groups.{place}.arguments", own, arguments, name, takes_any)
                 # An argument that is meant by a mistyped key is not missing too.
                 meant = {did_you_mean(str(own), arguments) for own in section if own not in arguments}
                 given = {*section, *slot.offered, *settings}

@@ -23,7 +23,7 @@ HARMLESS = (
 )
 """Settings that change no number of a run."""
 
-LENGTH = ("trainer.epochs", "trainer.steps")
+LENGTH = ("trainer.epochs", "trainer.steps", "trainer.stop_after_epochs")
 """Settings of a run's length: harmless if the schedule of its steps so far stays what it was, judged elsewhere."""
 
 ABSENT = "(not set)"

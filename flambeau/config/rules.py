@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from flambeau.config.sections import ClipSettings, GroupSettings
 from flambeau.errors import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +20,19 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
     rules = _Rules(values, origins)
     rules.run_length()
     rules.batch_size()
+    rules.stop_after()
+    for section in ("scheduler", "weight_decay_scheduler"):
+        for length in ("warmup", "decay", "cycle"):
+            rules.one_of(section, *(f"{length}_{unit}" for unit in ("steps", "epochs", "part")))
+    rules.one_of("trainer", "clip_norm", "clip_value", "clip")
+    rules.groups()
+    rules.unread(
+        "optimizer.lr_scaling",
+        "optimizer.lr_reference_batch",
+        lambda batch: batch is None,
+        "only `lr_reference_batch` reads it",
+        "lr_reference_batch: 256",
+    )
     rules.unread("data.prefetch", "data.workers", lambda workers: not workers, "there are no workers", "workers: 2")
     rules.unread(
         "trainer.max_skips",
@@ -69,6 +84,41 @@ class _Rules:
             first, second = self.origins.get("data.batch_size"), self.origins.get("data.batch_size_per_rank")
             message = f"both `batch_size` ({first}) and `batch_size_per_rank` ({second}) are given"
             self.add("data.batch_size_per_rank", message, "give one of them, and null for the other")
+
+    def one_of(self, section: str, *names: str) -> None:
+        """At most one of some settings is given."""
+        given = [f"{section}.{name}" for name in names if self.get(f"{section}.{name}") not in (None, [])]
+        for key in given[1:]:
+            first, second = self.origins.get(given[0]), self.origins.get(key)
+            words = [own.rpartition(".")[2] for own in (given[0], key)]
+            message = f"both `{words[0]}` ({first}) and `{words[1]}` ({second}) are given"
+            self.add(key, message, "give one of them, and null for the other")
+
+    def stop_after(self) -> None:
+        """A run does not stop after its end."""
+        stop, epochs = self.get("trainer.stop_after_epochs"), self.get("trainer.epochs")
+        if isinstance(stop, int) and isinstance(epochs, int) and stop > epochs:
+            message = f"the run has only {epochs} epochs"
+            self.add("trainer.stop_after_epochs", message, "stop earlier, or make `epochs` larger")
+
+    def groups(self) -> None:
+        """Groups say which parameters they mean, and each setting once."""
+        for key in ("optimizer.groups", "trainer.clip"):
+            groups = self.get(key)
+            for place, group in enumerate(groups if isinstance(groups, list) else []):
+                if not isinstance(group, Mapping):
+                    continue  # reported with its type
+                known = {field.name for field in fields(GroupSettings if key == "optimizer.groups" else ClipSettings)}
+                silent = all(group.get(name) in (None, []) for name in ("pattern", "type", "ndim"))
+                if silent and group.keys() <= known:  # a mistyped key is one fault, not two
+                    message = "nothing says which parameters are meant"
+                    self.add(f"{key}.{place}", message, "give `pattern`, `type` or `ndim`")
+                pair = ("lr", "lr_factor") if key == "optimizer.groups" else ("norm", "value")
+                given = [name for name in pair if group.get(name) is not None]
+                if len(given) == 2:
+                    self.add(f"{key}.{place}", f"both `{given[0]}` and `{given[1]}` are given", "give one of them")
+                elif not given and key == "trainer.clip":
+                    self.add(f"{key}.{place}", "nothing says how to clip", "give `norm` or `value`")
 
     def unread(self, key: str, of: str, without_effect: Any, reason: str, remedy: str) -> None:
         """Report a value that another setting leaves without effect.

@@ -7,7 +7,7 @@ read like any part's signature), and what the JSON schema and the documentation 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -35,15 +35,41 @@ class LoaderSettings:
 
 
 @dataclass(kw_only=True)
-class GroupSettings:
-    """One parameter group of the optimizer, chosen by name."""
+class SelectionSettings:
+    """Parameters of the model: those that fit all of what is given, and each key takes one thing or a list of them."""
 
-    pattern: str
-    """Shell-style pattern of parameter names (`backbone.*`, `*.bias`); the first group that matches takes it."""
+    pattern: str | list[str] | None = None
+    """Shell-style pattern of parameter names: `backbone.*`, `*.bias`."""
+    type: str | list[str] | None = None
+    """Class of a module that a parameter is in, base classes included: `LayerNorm`, `torch.nn.Embedding`."""
+    ndim: Annotated[int, Ge(0)] | list[Annotated[int, Ge(0)]] | None = None
+    """Number of dimensions: 2 for the weight of a linear layer, 1 for biases and norms."""
+
+
+@dataclass(kw_only=True)
+class GroupSettings(SelectionSettings):
+    """One parameter group of the optimizer. Of two groups that fit a parameter, the narrower has to come first."""
+
+    name: str | None = None
+    """What the group is called in the log (`lr/NAME`); default: what chooses it."""
     lr: Annotated[float, Ge(0)] | None = None
     """Learning rate of the group; default: the optimizer's."""
+    lr_factor: Annotated[float, Ge(0)] | None = None
+    """Learning rate of the group as a multiple of the optimizer's, in place of `lr`."""
     weight_decay: Annotated[float, Ge(0)] | None = None
     """Weight decay of the group; default: the optimizer's."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of the optimizer that differs in this group: `{betas: [0.9, 0.95]}`."""
+
+
+@dataclass(kw_only=True)
+class LayerDecaySettings:
+    """Learning rates that fall from the model's output to its input (Bao et al., 2022)."""
+
+    factor: Annotated[float, Interval(gt=0, le=1)]
+    """What the rate is multiplied by from one block to the one before it."""
+    blocks: str
+    """Shell-style pattern of the names of the model's blocks, in the order of the model: `encoder.layers.*`."""
 
 
 @dataclass(kw_only=True)
@@ -51,9 +77,16 @@ class OptimizerSettings:
     """The keys of `optimizer:` that the engine reads itself; the others go to the optimizer."""
 
     groups: list[GroupSettings] = field(default_factory=list)
-    """Parameter groups with a learning rate or weight decay of their own."""
-    no_decay: bool = False
-    """No weight decay on biases and on parameters of fewer than two dimensions (norms)."""
+    """Parameter groups with a learning rate, weight decay or other arguments of their own."""
+    no_decay: bool | list[str | SelectionSettings] = False
+    """No weight decay on biases and on parameters of fewer than two dimensions (norms); or on those that a list names,
+    by patterns of their names or by `{type: Embedding}` and the like."""
+    layer_decay: LayerDecaySettings | None = None
+    """Smaller learning rates for the blocks nearer to the input."""
+    lr_reference_batch: Annotated[int, Ge(1)] | None = None
+    """The global batch that `lr` is meant for; the rate in use is scaled to the run's own."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How the rate grows with the batch: in proportion (Goyal et al., 2017), or with its square root."""
 
 
 @dataclass(kw_only=True)
@@ -89,6 +122,18 @@ class ProfileSettings:
 
 
 @dataclass(kw_only=True)
+class ClipSettings(SelectionSettings):
+    """Parameters whose gradients are clipped together. Give either `norm` or `value`."""
+
+    norm: Annotated[float, Gt(0)] | None = None
+    """Clip their common norm to this value."""
+    value: Annotated[float, Gt(0)] | None = None
+    """Clip each of their elements to this absolute value."""
+    name: str | None = None
+    """What they are called in the log (`train/grad_norm/NAME`); default: what chooses them."""
+
+
+@dataclass(kw_only=True)
 class FsdpSettings:
     """Shard the model over the processes with torch's `fully_shard` (FSDP2), in place of a whole copy in each."""
 
@@ -117,6 +162,8 @@ class TrainerSettings:
     """Passes over the training samples. Give either `epochs` or `steps`."""
     steps: Annotated[int, Ge(0)] | None = None
     """Optimizer steps. Give either `epochs` or `steps`."""
+    stop_after_epochs: Annotated[int, Ge(0)] | None = None
+    """End the run after this many epochs, with the schedules of the whole run; it can be resumed to go on."""
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; bf16 and fp16 use autocast, fp16 with a loss scaler."""
     accumulate: Annotated[int, Ge(1)] = 1
@@ -139,6 +186,12 @@ class TrainerSettings:
     """With several processes: seconds without progress after which the run says which process is where, and ends."""
     clip_norm: Annotated[float, Gt(0)] | None = None
     """Clip the norm of all gradients together to this value."""
+    clip_value: Annotated[float, Gt(0)] | None = None
+    """Clip each element of all gradients to this absolute value."""
+    clip: list[ClipSettings] = field(default_factory=list)
+    """Clip the gradients of groups of parameters, each by itself; others are not clipped."""
+    log_grad_norm: bool = False
+    """Log the norm of all gradients (`train/grad_norm`) also where nothing is clipped."""
     validate_every_epochs: Annotated[int, Ge(1)] | None = 1
     """Epochs between validations. The end of a run is always validated."""
     validate_every_steps: Annotated[int, Ge(1)] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 _SETTINGS = "flambeau.config.sections"
+_RUN_LENGTH = frozenset({"total_steps", "steps_per_epoch"})
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ SLOTS: Mapping[str, Slot] = {
             passed=frozenset({"params"}),
             default="adamw",
         ),
-        Slot("scheduler", "scheduler", passed=frozenset({"total_steps"}), default="constant"),
+        Slot("scheduler", "scheduler", passed=_RUN_LENGTH, default="constant"),
+        Slot("weight_decay_scheduler", "scheduler", passed=_RUN_LENGTH),
         Slot("trainer", "trainer", settings=f"{_SETTINGS}.TrainerSettings", default="default", required=True),
         Slot("checkpoint", None, settings=f"{_SETTINGS}.CheckpointSettings"),
         Slot("metrics", "metric", form="many"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flambeau.config.scaling import scaled_rate
 from flambeau.config.sections import OptimizerSettings
 from flambeau.errors import UsageError
 from flambeau.optim.groups import parameter_groups
@@ -31,6 +33,8 @@ def build_optimizer(
     arguments: Mapping[str, Any],
     settings: OptimizerSettings,
     device: torch.device | str = "cpu",
+    *,
+    batch_size: int | None = None,
 ) -> Optimizer:
     """The optimizer of all trainable parameters, each in exactly one group.
 
@@ -38,17 +42,20 @@ def build_optimizer(
         model: on the device that it is trained on.
         cls: an optimizer class, called with the parameter groups and `arguments`.
         arguments: the optimizer's own settings (`lr`, `betas`, ...).
-        settings: groups by name pattern, and whether biases and norms are spared weight decay.
+        settings: groups, what is spared weight decay, and the batch that learning rates are meant for.
         device: where the parameters are; Adam and AdamW use torch's fused kernel where the device has it and none
             of `fused`, `foreach`, `capturable` and `differentiable` is among the arguments.
+        batch_size: the global batch, for `settings.lr_reference_batch`.
 
     Raises:
         UsageError: the groups do not fit the model, or the optimizer refuses an argument's value.
     """
     defer_dynamo_import()
-    groups = parameter_groups(model, settings)
-    _check_takes(cls, {key for group in groups for key in group} - {"params", "name"})
     kwargs = dict(arguments)
+    groups = parameter_groups(model, settings, _rate(cls, kwargs))
+    _check_takes(cls, {key for group in groups for key in group} - {"params", "name"})
+    if settings.lr_reference_batch is not None:
+        _scale_rates(cls, kwargs, groups, settings, batch_size)
     if _can_fuse(model, cls, kwargs, torch.device(device).type):
         kwargs["fused"] = True
     try:
@@ -57,6 +64,33 @@ def build_optimizer(
         if getattr(cls, "__module__", "").startswith("torch.optim"):
             raise UsageError(f"optimizer: {error}") from error
         raise
+
+
+def _rate(cls: Callable[..., Optimizer], arguments: Mapping[str, Any]) -> float | None:
+    """The optimizer's learning rate, its own default included; None if it has none."""
+    parameter = inspect.signature(cls).parameters.get("lr")
+    rate = arguments.get("lr", parameter.default if parameter is not None else None)
+    return float(rate) if isinstance(rate, int | float | torch.Tensor) else None
+
+
+def _scale_rates(
+    cls: Callable[..., Optimizer],
+    arguments: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+    settings: OptimizerSettings,
+    batch_size: int | None,
+) -> None:
+    """Scale all learning rates from the batch that they are meant for to the run's own."""
+    rate = _rate(cls, arguments)
+    if rate is None:
+        raise UsageError("optimizer.lr_reference_batch: the optimizer has no lr", remedy="give optimizer.lr")
+    if batch_size is None:
+        raise UsageError("optimizer.lr_reference_batch: the batch of the run is not known", remedy="give batch_size")
+    scale = partial(scaled_rate, batch=batch_size, reference=settings.lr_reference_batch or 1, rule=settings.lr_scaling)
+    arguments["lr"] = scale(rate)
+    for group in groups:
+        if "lr" in group:
+            group["lr"] = scale(group["lr"])
 
 
 def _check_takes(cls: Callable[..., Optimizer], keys: set[str]) -> None:

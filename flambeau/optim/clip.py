@@ -40,6 +40,23 @@ def clip_gradient_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
+@torch.no_grad()
+def clip_gradient_value(parameters: Iterable[Tensor], max_value: float, norm: Tensor) -> None:
+    """Bring every element of the gradients into [-max_value, max_value].
+
+    Args:
+        norm: of these gradients. If it is not finite, no element may look as if it were: the gradients become NaN (on
+            the CPU, where it costs nothing to look, they stay as they are).
+    """
+    gradients = local_parts(parameter.grad for parameter in parameters if parameter.grad is not None)
+    if not gradients or (norm.is_cpu and not math.isfinite(norm.item())):
+        return
+    torch._foreach_clamp_min_(gradients, -max_value)
+    torch._foreach_clamp_max_(gradients, max_value)
+    if not norm.is_cpu:
+        torch._foreach_mul_(gradients, torch.where(norm.isfinite(), 1.0, math.nan))
+
+
 def _clip_sharded(gradients: list[Tensor], max_norm: float) -> Tensor:
     if not lie_apart(gradients):
         raise NotImplementedError("the norm of gradients of which some are sharded and others not, or otherwise")

@@ -47,6 +47,9 @@ class Status:
     epoch: int = 0
     """Whole epochs done."""
     total_steps: int | None = None
+    """The step at which the run ends."""
+    planned_steps: int | None = None
+    """The steps that its schedules are laid over, where it ends before them."""
     best: Best | None = None
     started: str | None = None
     ended: str | None = None

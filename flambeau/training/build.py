@@ -18,13 +18,14 @@ from flambeau.config.slots import SLOTS
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
-from flambeau.optim import build_optimizer
+from flambeau.optim import Schedule, build_optimizer, takes_epochs
 from flambeau.registry import load_part, takes_batch
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
 from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
 from flambeau.training.freeze import freeze_modules
+from flambeau.training.plan import global_batch
 from flambeau.training.trainer import Trainer
 
 SETTINGS = {"data": LoaderSettings, "optimizer": OptimizerSettings, "trainer": TrainerSettings}
@@ -81,6 +82,7 @@ class Recipes:
     criterion: Recipe
     optimizer: Recipe
     scheduler: Recipe
+    weight_decay_scheduler: Recipe | None
     trainer: Recipe
     metrics: dict[str, Recipe]
     callbacks: dict[str, Recipe]
@@ -100,6 +102,9 @@ class Recipes:
             criterion=one("criterion"),
             optimizer=one("optimizer"),
             scheduler=one("scheduler"),
+            weight_decay_scheduler=one("weight_decay_scheduler")
+            if config.values.get("weight_decay_scheduler")
+            else None,
             trainer=one("trainer"),
             metrics=many("metrics"),
             callbacks=many("callbacks"),
@@ -122,6 +127,8 @@ class Recipes:
             recipe.check()
         self.optimizer.check("params")
         self.scheduler.check("total_steps")
+        if self.weight_decay_scheduler is not None:
+            self.weight_decay_scheduler.check("total_steps")
         self.trainer.check("model", "train_data")
         for recipe in self.trackers.values():
             recipe.check("run_dir", "resume_step")
@@ -160,6 +167,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     data, config = build_data(config, recipes)
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
+    loader = to_settings(LoaderSettings, _settings(config, "data"))
     check_sharding(settings)
     world = current_world()
     build, weights = partial(build_model, config, recipes), None
@@ -187,9 +195,11 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
             to_arguments(optimizer.part, optimizer.arguments),
             to_settings(OptimizerSettings, _settings(config, "optimizer")),
             place,
+            batch_size=global_batch(loader, world.size),
         ),
         metrics={label: metric.build() for label, metric in recipes.metrics.items()},
-        scheduler=recipes.scheduler.build,
+        scheduler=partial(_build_schedule, recipes.scheduler),
+        weight_decay_scheduler=partial(_build_schedule, decay) if (decay := recipes.weight_decay_scheduler) else None,
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
         train_transform=getattr(data, "train_transform", None),
@@ -198,9 +208,14 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         seed=_seed(config),
         device=place,
         settings=settings,
-        loader=to_settings(LoaderSettings, _settings(config, "data")),
+        loader=loader,
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
     )
+
+
+def _build_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: int | None) -> Schedule:
+    epochs = {"steps_per_epoch": steps_per_epoch} if takes_epochs(recipe.part) else {}
+    return recipe.build(total_steps=total_steps, **epochs)  # type: ignore[no-any-return]
 
 
 def _recipe(config: Config, section: str) -> Recipe:

@@ -12,7 +12,6 @@ from torch import nn
 from flambeau.data import Batch
 from flambeau.distributed.sharding import is_sharded_model
 from flambeau.errors import FlambeauError
-from flambeau.optim import clip_gradient_norm
 from flambeau.runtime.shards import class_name, group_of, local_part, local_parts, true_everywhere
 from flambeau.runtime.world import current_world
 
@@ -86,15 +85,18 @@ def gradients_are_usable(trainer: Trainer, stepper: Stepper) -> bool:
     Raises:
         NonFiniteError: a gradient is not finite, and `trainer.nan_policy` says to stop.
     """
-    scaler, clip, policy = stepper.scaler, trainer.settings.clip_norm, trainer.settings.nan_policy
+    scaler, clipping, policy = stepper.scaler, stepper.clipping, trainer.settings.nan_policy
     if scaler is not None:
         scaler.unscale_(stepper.optimizer)
     skips = scaler is not None or policy == "skip"
-    if clip is None and not skips:
+    if not (clipping.clips or clipping.logs or skips):
         return True
-    norm = clip_gradient_norm(stepper.parameters, math.inf if clip is None else clip)
-    if clip is not None and trainer.world.is_main:  # the same on all; noted by all, it would weigh more with more
+    norm, norms = clipping.clip()
+    # The same on all; noted by all, it would weigh more with more.
+    if (clipping.clips or clipping.logs) and trainer.world.is_main:
         trainer.train_means.add(stepper.label("train/grad_norm"), norm, 1.0)
+        for name, own in norms.items():
+            trainer.train_means.add(f"{stepper.label('train/grad_norm')}/{name}", own, 1.0)
     if not (skips or trainer.device.type == "cpu") or math.isfinite(norm.item()):
         return True
     if scaler is not None:  # the scaler's search for a scale that does not overflow is no fault

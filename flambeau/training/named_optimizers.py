@@ -14,10 +14,11 @@ from flambeau.config.sections import TrainerSettings
 from flambeau.data import Batch
 from flambeau.distributed.by_hand import HandReplicas
 from flambeau.errors import UsageError
+from flambeau.optim import Clipping
 from flambeau.optim.shares import check_shares
 from flambeau.training import guard
 from flambeau.training.plan import Scheduler, make_schedule, scheduler_of
-from flambeau.training.stepper import Stepper
+from flambeau.training.stepper import Counts, Stepper
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
@@ -69,6 +70,7 @@ class NamedOptimizers:
         trainer: Trainer,
         optimizers: Mapping[str, torch.optim.Optimizer],
         scheduler: Scheduler | Mapping[str, Scheduler],
+        weight_decay_scheduler: Scheduler,
         *,
         own_update: bool,
     ) -> None:
@@ -88,9 +90,11 @@ class NamedOptimizers:
         self._batch: Batch | None = None
         self.counts = {name: NamedCounts() for name in optimizers}
         self.steppers = {
-            name: Stepper(
+            name: _make_stepper(
+                trainer,
                 optimizer,
-                make_schedule(scheduler_of(scheduler, name), trainer.total_steps),
+                scheduler_of(scheduler, name),
+                weight_decay_scheduler,
                 counts=self.counts[name],
                 scaler=trainer.precision.make_scaler(),
                 name=name,
@@ -210,17 +214,41 @@ def make_steppers(
     trainer: Trainer,
     optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer],
     scheduler: Scheduler | Mapping[str, Scheduler],
+    weight_decay_scheduler: Scheduler,
     *,
     own_update: bool,
 ) -> tuple[Mapping[str, Stepper], NamedOptimizers | None]:
     """What a trainer steps with: its one optimizer, or those that have names."""
     if isinstance(optimizer, Mapping):
-        named = NamedOptimizers(trainer, optimizer, scheduler, own_update=own_update)
+        named = NamedOptimizers(trainer, optimizer, scheduler, weight_decay_scheduler, own_update=own_update)
         return named.steppers, named
     if isinstance(scheduler, Mapping):
         raise UsageError("there are schedulers by name, and one optimizer", remedy="give one scheduler")
-    schedule = make_schedule(scheduler, trainer.total_steps)
-    return {"optimizer": Stepper(optimizer, schedule, counts=trainer.state, scaler=trainer.precision.scaler)}, None
+    counts, scaler = trainer.state, trainer.precision.scaler
+    only = _make_stepper(trainer, optimizer, scheduler, weight_decay_scheduler, counts=counts, scaler=scaler)
+    return {"optimizer": only}, None
+
+
+def _make_stepper(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Scheduler,
+    weight_decay_scheduler: Scheduler,
+    *,
+    counts: Counts,
+    scaler: torch.amp.GradScaler | None,
+    name: str | None = None,
+) -> Stepper:
+    steps, epoch = trainer.planned_steps, trainer.feeder.steps_per_epoch
+    return Stepper(
+        optimizer,
+        make_schedule(scheduler, steps, epoch),
+        decay=make_schedule(weight_decay_scheduler, steps, epoch) if weight_decay_scheduler else None,
+        clipping=Clipping(trainer.model, trainer.settings),
+        counts=counts,
+        scaler=scaler,
+        name=name,
+    )
 
 
 def _clear(parameters: list[nn.Parameter]) -> None:

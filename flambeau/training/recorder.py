@@ -46,10 +46,13 @@ class Recorder:
         self._timed_samples = 0
         self._timed_at = time.perf_counter()
 
-    def open(self, state: TrainState, total_steps: int, steps_per_epoch: int | None) -> None:
+    def open(
+        self, state: TrainState, total_steps: int, steps_per_epoch: int | None, planned_steps: int | None = None
+    ) -> None:
         """Begin, or go on from `state`."""
         self._steps_per_epoch = steps_per_epoch
-        self.status(state="running", **self._progress(state), total_steps=total_steps, error=None)
+        lengths = {"total_steps": total_steps, "planned_steps": planned_steps if planned_steps != total_steps else None}
+        self.status(state="running", **self._progress(state), **lengths, error=None)
         self.bar.start(step=state.step, total=total_steps, steps_per_epoch=steps_per_epoch)
         self._restart_clock(state)
 

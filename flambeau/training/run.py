@@ -13,6 +13,7 @@ import torch
 
 from flambeau.config import Config
 from flambeau.config.difference import check_changes, differences
+from flambeau.config.scaling import scaling_of
 from flambeau.console import say
 from flambeau.errors import EXIT_DONE, RunFolderError, UsageError
 from flambeau.launch.environment import agent_of_this_process
@@ -22,11 +23,12 @@ from flambeau.launch.ranks import place_rank_log
 from flambeau.launch.worker import describe, goes_on, preempted_status
 from flambeau.run_folder import RunFolder
 from flambeau.run_folder.saved_config import load_saved_config
+from flambeau.run_folder.status import Status
 from flambeau.runtime.devices import describe_hardware, resolve_device
 from flambeau.runtime.shards import class_name
 from flambeau.runtime.world import World, current_world, leave_world
+from flambeau.training import snapshot
 from flambeau.training.build import build_trainer
-from flambeau.training.plan import describe_replanning
 from flambeau.training.trainer import Trainer
 
 
@@ -121,8 +123,9 @@ class _Run:
             check_changes(changes, force=self.force)
             changed = bool(changes)
         status = folder.status
-        if status.total_steps is not None and self.trainer.total_steps != status.total_steps:
-            _explain_new_length(self.trainer, status.total_steps, status.step, self.force)
+        lengths = (status.total_steps, status.planned_steps or status.total_steps)
+        if status.total_steps is not None and lengths != (self.trainer.total_steps, self.trainer.planned_steps):
+            _explain_new_length(self.trainer, status, self.force)
         elif status.state == "finished":
             if not finished_is_fine:
                 raise RunFolderError(
@@ -170,7 +173,8 @@ class _Run:
         trainer = self.trainer
         trainer.run_dir = folder
         if self.world.is_main:
-            _introduce(trainer, folder, self.world)
+            scaling = scaling_of(self.config, self.world.size)
+            _introduce(trainer, folder, self.world, scaling)
         begun = time.monotonic()
         trainer.fit(resume=resume)
         if trainer.preemption is None:
@@ -212,7 +216,7 @@ def device_of(world: World, device: str) -> torch.device:
     return place
 
 
-def _introduce(trainer: Trainer, folder: RunFolder, world: World) -> None:
+def _introduce(trainer: Trainer, folder: RunFolder, world: World, scaling: str | None) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     sizes = [
@@ -231,6 +235,8 @@ def _introduce(trainer: Trainer, folder: RunFolder, world: World) -> None:
         place = f"{trainer.settings.precision} on {trainer.device.type}, {world.size} processes"
     say(f"model  {class_name(trainer.model)}: {parameters:,} parameters{frozen}, {place}")
     say(f"data   {', '.join(sizes)} samples; {trainer.total_steps:,} steps of {trainer.batch_size}")
+    if scaling is not None:
+        say(f"lr     {scaling}")
 
 
 def _conclude(trainer: Trainer, folder: RunFolder, seconds: float) -> None:
@@ -252,12 +258,12 @@ def _conclude(trainer: Trainer, folder: RunFolder, seconds: float) -> None:
         say(f"  {'next ' if number == 0 else '     '}  {command}")
 
 
-def _explain_new_length(trainer: Trainer, old_total: int, step: int, force: bool) -> None:
+def _explain_new_length(trainer: Trainer, status: Status, force: bool) -> None:
     """Say what another length does to the schedule, and refuse it if the steps so far would have had another one."""
-    new_total = trainer.total_steps
+    old_total, new_total, step = status.total_steps or 0, trainer.total_steps, status.step
     if new_total < step:
         raise UsageError(f"the run is at step {step} already, and {new_total} are asked for")
-    change = describe_replanning(trainer.scheduler, old_total, new_total, step)
+    change = snapshot.replanning(trainer, status.planned_steps or old_total, step)
     if change is None:
         say(f"length: {old_total} -> {new_total} steps; the schedule of the steps so far stays the same")
     elif not force:

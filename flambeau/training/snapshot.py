@@ -22,7 +22,17 @@ from flambeau.training.running_means import merge_states
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
 
-HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "momentum", "dampening", "nesterov", "eps", "alpha")
+HYPERPARAMETERS = (
+    "initial_lr",
+    "initial_weight_decay",
+    "weight_decay",
+    "betas",
+    "momentum",
+    "dampening",
+    "nesterov",
+    "eps",
+    "alpha",
+)
 """Values of an optimizer's groups that the configuration decides, not the checkpoint."""
 
 
@@ -33,7 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "ema": trainer.ema.model.state_dict() if trainer.ema else None,
         **_optimizers(trainer),
         "train": trainer.state.state_dict(),
-        "planned": {"steps": trainer.total_steps, "stop": trainer.stop_reason},
+        "planned": {"steps": trainer.planned_steps, "end": trainer.total_steps, "stop": trainer.stop_reason},
         "parts": {"found": trainer.accumulate_found, "ranks": trainer.world.size},
         "means": trainer.world.gather(trainer.train_means.state_dict()),
         "callbacks": trainer.hooks.state_dict(),
@@ -66,9 +76,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     _load_optimizers(trainer, state, checkpoint)
     trainer.state.load_state_dict(state["train"])
     planned = state["planned"]["steps"]
-    if planned == trainer.total_steps:
+    if state["planned"].get("end", planned) == trainer.total_steps:
         trainer.stop_reason = state["planned"]["stop"]
-    elif change := describe_replanning(trainer.scheduler, planned, trainer.total_steps, checkpoint.step):
+    if planned != trainer.planned_steps and (change := replanning(trainer, planned, checkpoint.step)):
         trainer.recorder.warn(change)
     if state["parts"]["ranks"] == trainer.world.size:  # other parts would add up in another order
         trainer.accumulate_found = state["parts"]["found"]
@@ -78,6 +88,13 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     random.setstate(state["random"]["python"])
     np.random.set_state(state["random"]["numpy"])
     return int(state["record"])
+
+
+def replanning(trainer: Trainer, old_total: int, step: int) -> str | None:
+    """What it does to the schedule that the run was planned over another number of steps; None if nothing."""
+    return describe_replanning(
+        trainer.scheduler, old_total, trainer.planned_steps, step, trainer.feeder.steps_per_epoch
+    )
 
 
 def chosen(trainer: Trainer, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:

@@ -44,7 +44,7 @@ from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.named_optimizers import make_steppers
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, plan_steps
+from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, end_of_run, global_batch, plan_steps
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
@@ -74,8 +74,9 @@ class Trainer:
         val_data: measured as the settings say, and at the end; decides which checkpoint is best.
         test_data: measured by `test_at_end`, once, with the best checkpoint.
         metrics: objects with `update(outputs, targets)`, `compute()` and `reset()`, by label.
-        scheduler: a schedule, or what makes one when called with `total_steps=`; default: constant. One of all
-            optimizers, or some by the optimizers' names.
+        scheduler: a schedule, or what makes one when called with `total_steps=` (and, where it takes it,
+            `steps_per_epoch=`); default: constant. One of all optimizers, or some by the optimizers' names.
+        weight_decay_scheduler: the same for the weight decay; default: it stays as it is.
         callbacks: by label or in a row.
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
@@ -104,6 +105,7 @@ class Trainer:
         test_data: Any = None,
         metrics: Mapping[str, Metric] | None = None,
         scheduler: Scheduler | Mapping[str, Scheduler] = None,
+        weight_decay_scheduler: Scheduler = None,
         callbacks: Mapping[str, Callback] | Iterable[Callback] = (),
         trackers: Sequence[Tracker] | TrackerFactory = (),
         train_transform: Callable[[Any], Any] | None = None,
@@ -160,7 +162,9 @@ class Trainer:
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        self.total_steps = plan_steps(self.settings, self.feeder.steps_per_epoch)
+        epoch = self.feeder.steps_per_epoch
+        self.planned_steps = plan_steps(self.settings, epoch)  # what schedules are laid over
+        self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
         self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
@@ -178,7 +182,9 @@ class Trainer:
         self.requests = Requests(self)
         self.saves = False
 
-        self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
+        self.steppers, self.named = make_steppers(
+            self, optimizer, scheduler, weight_decay_scheduler, own_update=own_update
+        )
         self.stepper = next(iter(self.steppers.values()))
         trained = (p for stepper in self.steppers.values() for p in stepper.parameters)
         learning = (p for p in self.model.parameters() if p.requires_grad)
@@ -203,8 +209,7 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step over all devices: the global batch."""
-        per_rank = self.loader.batch_size_per_rank
-        return per_rank * self.world.size if per_rank else self.loader.batch_size
+        return global_batch(self.loader, self.world.size)
 
     def parts_of(self, micro_batch: int) -> int:
         """Parts of `micro_batch` samples at most that the largest share of a batch is taken in."""
@@ -525,7 +530,7 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
+        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch, self.planned_steps)
         self.model.train()
         for module in self.frozen:
             module.eval()

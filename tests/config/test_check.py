@@ -278,3 +278,41 @@ def test_an_alias_of_the_project_to_a_refused_function_is_refused(root: Path) ->
     (root / "alias.py").write_text('from flambeau import register\nregister.alias("model", "innocent", "os.system")\n')
     (found,) = problems(root, "model={name: innocent}")
     assert "os.system" in str(found) and "standard library" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "message"),
+    [
+        ("optimizer.groups=[{lr: 1}]", "optimizer.groups.0", "nothing says which parameters are meant"),
+        ("optimizer.groups=[{ndim: 1, lr: 1, lr_factor: 2}]", "optimizer.groups.0", "both `lr` and `lr_factor`"),
+        (
+            "optimizer.groups=[{type: Linear, arguments: {beta: [0.5, 0.9]}}]",
+            "optimizer.groups.0.arguments.beta",
+            "takes no such argument",
+        ),
+        (
+            "optimizer.groups=[{type: Linear, arguments: {betas: 0.5}}]",
+            "optimizer.groups.0.arguments.betas",
+            "expected a list of 2 values",
+        ),
+        ("optimizer.no_decay=[{patern: a}]", "optimizer.no_decay.0.patern", "unknown setting"),
+        ("optimizer.lr_scaling=sqrt", "optimizer.lr_scaling", "only `lr_reference_batch` reads it"),
+        ("trainer.clip=[{ndim: 1}]", "trainer.clip.0", "nothing says how to clip"),
+        ("trainer={epochs: 3, stop_after_epochs: 4}", "trainer.stop_after_epochs", "the run has only 3 epochs"),
+        ("scheduler={name: cosine, warmup_steps: 3, warmup_epochs: 1}", "scheduler.warmup_epochs", "both"),
+        (
+            "scheduler={name: piecewise, factors: [[1, 0], [0.1, 30]]}",
+            "scheduler.factors.1.0",
+            "expected an integer of at least 0, not 0.1",
+        ),
+        ("scheduler={name: piecewise, factors: [[1, 30]]}", "scheduler.factors.0.1", "of at most 1, not 30"),
+        ("scheduler={name: phases, phases: [{epoch: 3}]}", "scheduler.phases.0.epoch", "unknown setting"),
+        ("scheduler={name: phases, phases: [{lr_factor: -1}]}", "scheduler.phases.0.lr_factor", "of at least 0"),
+        ("scheduler={name: cosine, total_steps: 3}", "scheduler.total_steps", "takes no such argument"),
+        ("weight_decay_scheduler={name: cosin}", "weight_decay_scheduler.name", "no scheduler is called 'cosin'"),
+    ],
+)
+def test_optimisation_is_checked_before_anything_is_imported(root: Path, override: str, key: str, message: str) -> None:
+    """Groups, clipping and schedules, down to the numbers in their lists."""
+    found = {problem.key: problem.message for problem in problems(root, override)}
+    assert message in found[key]

@@ -48,7 +48,8 @@ def test_every_trainable_parameter_is_in_exactly_one_group(patterns: list[str], 
     try:
         model, optimizer = build(*({"pattern": pattern, "lr": 0.1} for pattern in patterns), no_decay=no_decay)
     except UsageError as error:
-        assert "takes no parameter" in str(error)  # an earlier pattern has taken all
+        # An earlier pattern has taken all, or it is not clear which of two is meant.
+        assert "takes no parameter" in str(error) or "neither lies within" in str(error)
         return
     members = [name for group in names_by_group(model, optimizer) for name in group]
     assert sorted(members) == sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
@@ -67,8 +68,8 @@ def test_a_group_has_its_own_rate_and_decay_and_the_rest_has_the_optimizers() ->
 
 def test_the_first_pattern_that_matches_takes_a_parameter() -> None:
     """Order decides, as in every list of rules."""
-    model, optimizer = build({"pattern": "*.bias", "lr": 0.1}, {"pattern": "backbone.*", "lr": 0.2})
-    assert names_by_group(model, optimizer)[0] == {"backbone.0.bias", "backbone.1.bias", "backbone.2.bias", "head.bias"}
+    model, optimizer = build({"pattern": "backbone.*.bias", "lr": 0.1}, {"pattern": "backbone.*", "lr": 0.2})
+    assert names_by_group(model, optimizer)[0] == {"backbone.0.bias", "backbone.1.bias", "backbone.2.bias"}
     assert names_by_group(model, optimizer)[1] == {"backbone.0.weight", "backbone.1.weight", "backbone.2.weight"}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
 from flambeau.errors import UsageError
+from flambeau.optim.schedules.lengths import length_of
 
 
 class Schedule:
@@ -20,7 +24,9 @@ class Schedule:
 
     Args:
         total_steps: optimizer steps of the whole run, warm-up included.
-        warmup_steps: optimizer steps before the shape begins.
+        steps_per_epoch: optimizer steps of an epoch, for lengths in epochs; None where it is not known.
+        warmup_steps: optimizer steps before the shape begins; default: none.
+        warmup_epochs: the same in epochs, in place of `warmup_steps`.
         warmup: how the factor rises from `warmup_factor` to the shape's first value (Goyal et al., 2017).
             `constant` stays at `warmup_factor` and then jumps.
         warmup_factor: share of the shape's first value at step 0; more than 0 for `exponential`.
@@ -30,14 +36,17 @@ class Schedule:
         self,
         *,
         total_steps: int,
-        warmup_steps: Annotated[int, Ge(0)] = 0,
+        steps_per_epoch: int | None = None,
+        warmup_steps: Annotated[int, Ge(0)] | None = None,
+        warmup_epochs: Annotated[float, Ge(0)] | None = None,
         warmup: Literal["linear", "constant", "exponential", "cosine"] = "linear",
         warmup_factor: Annotated[float, Interval(ge=0, le=1)] = 0.01,
     ) -> None:
         if warmup == "exponential" and warmup_factor == 0:
             raise UsageError("scheduler: an exponential warm-up cannot start at warmup_factor 0")
         self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_steps = round(self.length("scheduler.warmup", steps=warmup_steps, epochs=warmup_epochs) or 0)
         self.warmup = warmup
         self.warmup_factor = warmup_factor
 
@@ -51,6 +60,27 @@ class Schedule:
         """The shape at a step after warm-up: `step` counts from the end of warm-up, 0 <= step <= steps."""
         raise NotImplementedError
 
+    def weight_decay_factor(self, step: int) -> float | None:
+        """The factor of every group's weight decay at a step of the run; None leaves it as it is."""
+        return None
+
+    def length(
+        self, key: str, *, steps: float | None = None, epochs: float | None = None, part: float | None = None
+    ) -> float | None:
+        """A length in steps from whichever unit it is given in; None if in none.
+
+        Raises:
+            UsageError: it is given in two units, or in epochs where their length is not known.
+        """
+        return length_of(
+            key,
+            steps=steps,
+            epochs=epochs,
+            part=part,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
     def _rise(self, progress: float) -> float:
         """Warm-up: from `warmup_factor` at progress 0 to 1 at progress 1."""
         start = self.warmup_factor
@@ -61,3 +91,21 @@ class Schedule:
         if self.warmup == "cosine":
             return start + (1 - start) * (1 - math.cos(math.pi * progress)) / 2
         return start + (1 - start) * progress
+
+
+def takes_epochs(scheduler: Callable[..., Schedule]) -> bool:
+    """Whether what makes a schedule is to be told `steps_per_epoch` beside `total_steps`.
+
+    It is where it has a parameter of this name, or is a subclass of :class:`Schedule` that hands keywords on.
+    """
+    inner: Any = scheduler
+    while isinstance(inner, partial):
+        inner = inner.func
+    try:
+        parameters = inspect.signature(inner).parameters
+    except ValueError:
+        return False
+    if "steps_per_epoch" in parameters:
+        return True
+    hands_on = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    return hands_on and isinstance(inner, type) and issubclass(inner, Schedule)

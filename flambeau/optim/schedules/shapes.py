@@ -61,16 +61,22 @@ class MultiStep(Schedule):
     Args:
         milestones: optimizer steps, warm-up included, as whole numbers; or parts of the run as numbers
             between 0 and 1 (0.5 is the middle).
+        milestone_epochs: the same as epochs, in place of `milestones`.
         gamma: what the factor is multiplied by.
     """
 
     def __init__(
         self,
         milestones: Sequence[int | float] = (0.5, 0.75),
+        milestone_epochs: Sequence[Annotated[float, Ge(0)]] | None = None,
         gamma: Annotated[float, Gt(0)] = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if milestone_epochs is not None:
+            if tuple(milestones) != (0.5, 0.75):
+                raise UsageError("scheduler: both milestones and milestone_epochs are given", remedy="give one of them")
+            milestones = [round(self.length("scheduler.milestone", epochs=epoch) or 0) for epoch in milestone_epochs]
         for milestone in milestones:
             if milestone < 0 or (isinstance(milestone, float) and milestone > 1):
                 raise UsageError(
