@@ -35,6 +35,15 @@ class LoaderSettings:
 
 
 @dataclass(kw_only=True)
+class TransformSettings:
+    """The key of each transform that the engine reads itself."""
+
+    on: str | None = None
+    """What the transform gets and gives back: `inputs`, `targets`, an entry of them (`inputs.image`), or `sample`: both
+    together. Default: what the transform says itself, else `inputs`."""
+
+
+@dataclass(kw_only=True)
 class GroupSettings:
     """One parameter group of the optimizer, chosen by name."""
 

@@ -96,10 +96,10 @@ class SampleStream:
 
     def read(
         self, start_step: int, position: StreamPosition, *, with_state: bool
-    ) -> Iterator[tuple[Any, Any, Indices, int, StreamPosition]]:
+    ) -> Iterator[tuple[Any, Any, Indices, Portion, StreamPosition]]:
         """This process's part of each batch from `start_step` on.
 
-        Inputs, targets, places of the samples in the epoch, samples of the batch over all processes, and the position
+        Inputs, targets, places of the samples in the epoch, which part of the batch it is, and the position
         after it. `with_state` puts the dataset's state into every position, for a reader in another process.
         """
         step, samples_read, state = position.step, position.samples, position.dataset
@@ -122,7 +122,7 @@ class SampleStream:
                     after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
                     if with_state and self.has_state and not at_end:
                         after = replace(after, dataset=self.dataset.state_dict())
-                    yield *collate(samples), ids, size, after
+                    yield *collate(samples), ids, part, after
                 if at_end:
                     break
             if not self.training:

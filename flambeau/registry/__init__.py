@@ -1,6 +1,7 @@
 """Names of parts: registering them, finding them without importing, loading them."""
 
 from flambeau.registry.load import (
+    DATA_ARGUMENTS,
     EXTRAS,
     FILE_READERS,
     INSTALLS,
@@ -8,6 +9,7 @@ from flambeau.registry.load import (
     refusal,
     suggest_part,
     takes_batch,
+    takes_data,
     verify_kind,
 )
 from flambeau.registry.names import KINDS, Register, register
@@ -28,6 +30,8 @@ __all__ = [
     "load_part",
     "verify_kind",
     "takes_batch",
+    "takes_data",
+    "DATA_ARGUMENTS",
     "refusal",
     "suggest_part",
 ]

@@ -14,12 +14,13 @@ from torch import nn
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
-from flambeau.config.slots import SLOTS
+from flambeau.config.slots import ORDERED, SLOTS
+from flambeau.data.pipeline import BatchTransforms, SampleTransforms
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
 from flambeau.optim import build_optimizer
-from flambeau.registry import load_part, takes_batch
+from flambeau.registry import DATA_ARGUMENTS, load_part, takes_data
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
 from flambeau.runtime.world import current_world
@@ -40,9 +41,13 @@ class Recipe:
     arguments: dict[str, Any]
 
     @property
-    def _is_criterion_function(self) -> bool:
-        """Whether the part is itself the function of (outputs, targets), not what makes one."""
-        return self.section == "criterion" and takes_batch(self.part)
+    def _kind(self) -> str:
+        return SLOTS[self.section.partition(".")[0]].kind or ""
+
+    @property
+    def _is_function_of_data(self) -> bool:
+        """Whether the part is itself the function of (outputs, targets) or of a sample, not what makes one."""
+        return takes_data(self._kind, self.part)
 
     def takes(self, name: str) -> bool:
         """Whether the part has a parameter of this name."""
@@ -57,7 +62,7 @@ class Recipe:
         Args:
             passed: arguments that the engine adds.
         """
-        batch = (None, None) if self._is_criterion_function else ()
+        batch = (None,) * DATA_ARGUMENTS[self._kind] if self._is_function_of_data else ()
         try:
             inspect.signature(self.part).bind(*batch, **dict.fromkeys(passed), **self.arguments)
         except TypeError as error:
@@ -67,7 +72,7 @@ class Recipe:
 
     def build(self, **passed: Any) -> Any:
         """The part; what the configuration says wins over what the engine passes."""
-        if self._is_criterion_function:
+        if self._is_function_of_data:
             return partial(self.part, **to_arguments(self.part, self.arguments))
         return self.part(**{**passed, **to_arguments(self.part, self.arguments)})
 
@@ -82,6 +87,7 @@ class Recipes:
     optimizer: Recipe
     scheduler: Recipe
     trainer: Recipe
+    transforms: dict[str, dict[str, Recipe]]
     metrics: dict[str, Recipe]
     callbacks: dict[str, Recipe]
     trackers: dict[str, Recipe]
@@ -101,6 +107,7 @@ class Recipes:
             optimizer=one("optimizer"),
             scheduler=one("scheduler"),
             trainer=one("trainer"),
+            transforms={section: many(section) for section in ORDERED},
             metrics=many("metrics"),
             callbacks=many("callbacks"),
             trackers=many("tracking"),
@@ -116,6 +123,7 @@ class Recipes:
             self.data,
             self.model,
             self.criterion,
+            *(recipe for recipes in self.transforms.values() for recipe in recipes.values()),
             *self.metrics.values(),
             *self.callbacks.values(),
         ):
@@ -132,6 +140,27 @@ def build_data(config: Config, recipes: Recipes) -> tuple[Any, Config]:
     recipe = recipes.data
     data = recipe.build(**({"seed": _seed(config)} if recipe.takes("seed") else {}))
     return data, replace(config, values=config.with_data(data))
+
+
+def build_transforms(config: Config, recipes: Recipes, data: Any) -> dict[str, Any]:
+    """The transforms of samples and batches: what the data module brings, then what the configuration names."""
+
+    def pipeline(section: str, kind: Any, of_data: str) -> Any:
+        before = getattr(data, of_data, None)
+        given = config.values.get(section)
+        named: dict[str, Any] = given if isinstance(given, dict) else {}
+        steps = {
+            f"{section}.{label}": (recipe.build(), (named.get(label) or {}).get("on"))
+            for label, recipe in recipes.transforms[section].items()
+        }
+        return kind(steps, before) if steps else before
+
+    return {
+        "train_transform": pipeline("train_transforms", SampleTransforms, "train_transform"),
+        "eval_transform": pipeline("eval_transforms", SampleTransforms, "eval_transform"),
+        "batch_transform": pipeline("batch_transforms", BatchTransforms, "batch_transform"),
+        "train_batch_transform": pipeline("train_batch_transforms", BatchTransforms, "train_batch_transform"),
+    }
 
 
 def build_model(config: Config, recipes: Recipes) -> nn.Module:
@@ -192,9 +221,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         scheduler=recipes.scheduler.build,
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
-        train_transform=getattr(data, "train_transform", None),
-        eval_transform=getattr(data, "eval_transform", None),
-        batch_transform=getattr(data, "batch_transform", None),
+        **build_transforms(config, recipes, data),
         seed=_seed(config),
         device=place,
         settings=settings,
@@ -220,6 +247,8 @@ def _recipes(config: Config, section: str) -> dict[str, Recipe]:
     found = {}
     for label in given:
         arguments = {} if isinstance(given, list) else dict(given[label] or {})
+        if section in ORDERED:
+            arguments.pop("on", None)  # the engine's
         part = load_part(slot.kind, arguments.pop("name", label), config.project.root)
         found[label] = Recipe(f"{section}.{label}", part, arguments)
     return found

@@ -20,6 +20,7 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
+from flambeau.data.transforms import in_turn
 from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
@@ -76,6 +77,7 @@ class Trainer:
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
         batch_transform: applied to each batch on the device, in training and evaluation.
+        train_batch_transform: applied after it, in training alone.
         run_dir: where the run is kept; None keeps nothing on disk.
         seed: of the order of samples, augmentation and dropout.
         device: `auto`, `cpu`, `0`, `cuda:1` ...
@@ -105,6 +107,7 @@ class Trainer:
         train_transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Batch], Batch] | None = None,
+        train_batch_transform: Callable[[Batch], Batch] | None = None,
         run_dir: RunFolder | Path | str | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -147,7 +150,7 @@ class Trainer:
             seed=seed,
             device=self.device,
             transform=train_transform,
-            batch_transform=batch_transform,
+            batch_transform=in_turn(batch_transform, train_batch_transform),
             rank=self.world.rank,
             ranks=self.world.size,
         )
