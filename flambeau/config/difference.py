@@ -15,6 +15,7 @@ HARMLESS = (
     "data.workers",
     "data.prefetch",
     "data.device_resident",
+    "data.fingerprint",
     "trainer.progress",
     "trainer.profile*",
     "trainer.test_at_end",

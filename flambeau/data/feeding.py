@@ -19,7 +19,6 @@ from itertools import count
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import IterableDataset
 
 from flambeau.config.sections import LoaderSettings
 from flambeau.data.batch import Batch, map_tensors, share
@@ -27,7 +26,7 @@ from flambeau.data.batch_order import BatchOrder, Portion, Request
 from flambeau.data.in_memory import ArrayDataset, as_arrays, resident, split_rows
 from flambeau.data.index_stream import IndexStream, Indices
 from flambeau.data.reading import SampleReader, Transform
-from flambeau.data.streaming import SampleStream, StreamPosition
+from flambeau.data.streaming import SampleStream, StreamPosition, is_stream
 from flambeau.data.workers import StreamProcess, WorkerPool
 from flambeau.errors import UsageError
 from flambeau.runtime.seeds import derive
@@ -197,7 +196,7 @@ class Feeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.steps_per_epoch: int | None
-        if _is_stream(dataset):
+        if is_stream(dataset):
             stream = SampleStream(
                 dataset,
                 transform,
@@ -283,7 +282,7 @@ class EvalFeeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.num_samples: int | None
-        if _is_stream(dataset):
+        if is_stream(dataset):
             stream = SampleStream(
                 dataset,
                 transform,
@@ -359,12 +358,6 @@ def _rows_at_once(arrays: ArrayDataset, batch_size: int) -> int:
         return batch_size
     budget = _BLOCK_BYTES.get(kind, 1 << 19)
     return batch_size * max(1, budget // max(1, batch_size * arrays.sample_bytes))
-
-
-def _is_stream(dataset: Any) -> bool:
-    return isinstance(dataset, IterableDataset) or (
-        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
-    )
 
 
 def _length(dataset: Any) -> int:

@@ -18,6 +18,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from flambeau.data.batch import collate
 from flambeau.data.batch_order import Portion, portion
@@ -27,6 +28,13 @@ from flambeau.errors import UsageError
 from flambeau.runtime.seeds import HostState, derive, host_generators_kept, host_state, seed_host, set_host_state
 
 _END = object()
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset is read in order, not by index."""
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
 
 
 @dataclass(frozen=True)

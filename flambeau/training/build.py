@@ -15,6 +15,7 @@ from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.config.slots import ORDERED, SLOTS
+from flambeau.data.parts import require_disjoint
 from flambeau.data.pipeline import BatchTransforms, SampleTransforms
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
@@ -187,6 +188,8 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     place = resolve_device(device)
 
     data, config = build_data(config, recipes)
+    loader = to_settings(LoaderSettings, _settings(config, "data"))
+    require_disjoint(loader, train=data.train, val=data.val, test=data.test)
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
     check_sharding(settings)
@@ -204,7 +207,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     seed_all(derive(_seed(config), "parts"))
     optimizer = recipes.optimizer
 
-    return recipes.trainer.build(  # type: ignore[no-any-return]
+    trainer: Trainer = recipes.trainer.build(
         model=model,
         train_data=data.train,
         val_data=data.val,
@@ -225,9 +228,11 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         seed=_seed(config),
         device=place,
         settings=settings,
-        loader=to_settings(LoaderSettings, _settings(config, "data")),
+        loader=loader,
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
     )
+    trainer.own_fingerprint = getattr(data, "fingerprint", None)
+    return trainer
 
 
 def _recipe(config: Config, section: str) -> Recipe:

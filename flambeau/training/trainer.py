@@ -20,6 +20,7 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
+from flambeau.data.parts import limit_parts
 from flambeau.data.transforms import in_turn
 from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
@@ -36,6 +37,7 @@ from flambeau.runtime.world import World, current_world
 from flambeau.tracking import Tracker
 from flambeau.training import guard, snapshot
 from flambeau.training.callback import Callback, Hooks, label_callbacks
+from flambeau.training.data_record import Record, take_record, write_record
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
@@ -140,11 +142,11 @@ class Trainer:
         self.forward: Callable[..., Any] = torch.compile(self.model) if self.settings.compile else self.model
         self._plain_forward = self.forward
 
-        self.train_data, self.val_data, self.test_data = train_data, val_data, test_data
+        self.train_data, self.val_data, self.test_data = limit_parts(self.loader, seed, train_data, val_data, test_data)
         check_splits(self.settings, val_data=val_data, test_data=test_data)
         self.eval_transform, self.batch_transform = eval_transform, batch_transform
         self.feeder = Feeder(
-            train_data,
+            self.train_data,
             settings=self.loader,
             batch_size=self.batch_size,
             seed=seed,
@@ -174,6 +176,9 @@ class Trainer:
         self.stop_reason: str | None = None
         self.preemption: str | None = None
         self.team: Team | None = None
+        self.data_record: Record = {}
+        self.own_fingerprint: Callable[[], str] | None = None
+        self.force = False
         self._asked: dict[str, str] = {}
         self._saves = False
 
@@ -211,15 +216,17 @@ class Trainer:
 
     # ---------------------------------------------------------------- the run
 
-    def fit(self, *, resume: bool = False) -> TrainState:
+    def fit(self, *, resume: bool = False, force: bool = False) -> TrainState:
         """Train until the planned end, an early stop, or a signal.
 
         Args:
             resume: go on from the newest whole checkpoint in `run_dir`, if there is one.
+            force: go on even if the data have changed since.
 
         Returns:
             Where the run stands; `preemption` says what ended it before its time, if anything did.
         """
+        self.force = force
         with ExitStack() as stack:
             stack.enter_context(
                 deterministic_algorithms(self.settings.deterministic, self.device, compiled=self.settings.compile)
@@ -523,9 +530,12 @@ class Trainer:
         if folder is not None:
             keeping: dict[str, Any] = {"settings": self.checkpoint, "mode": self.mode, "warn": self.recorder.warn}
             self.store = store_for(self.model, self.world, folder.checkpoints, **keeping)
+            self.data_record = take_record(self)
             if resume:
                 newest = snapshot.chosen(self, self.store.newest)
                 self.recorder.rewind(snapshot.restore(self, newest) if newest is not None else 0)
+            if not self.state.step:
+                write_record(self)
         if callable(self.trackers):
             resume_step = (self.state.step and self.state.step + 1) if resume else None
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
