@@ -30,10 +30,9 @@ def fingerprint(dataset: Any, mode: Mode = "sampled") -> Fingerprint | None:
     """What is remembered of a dataset; None for none.
 
     Args:
-        dataset: its own method `fingerprint()`, which gives text, is used if it has one. Else samples are read, as the
-            dataset gives them: without transforms.
-        mode: `sampled`: the first, the last and some between, a few hundred at most; `full`: all; `off`: only their
-            number.
+        dataset: its samples are read as it gives them, without transforms.
+        mode: `sampled`: what the dataset's own method `fingerprint()` says, if it has one, else the first sample, the
+            last and some between, a few hundred at most; `full`: all are read; `off`: only their number.
 
     Of an iterable dataset, and of one that gives another sample each time it is asked, only the length is known.
     """
@@ -42,7 +41,7 @@ def fingerprint(dataset: Any, mode: Mode = "sampled") -> Fingerprint | None:
     samples = len(dataset) if hasattr(dataset, "__len__") else None
     digest, kind = None, "length"
     if mode != "off":
-        if callable(own := getattr(dataset, "fingerprint", None)):
+        if mode != "full" and callable(own := getattr(dataset, "fingerprint", None)):
             digest, kind = str(own()), "own"
         elif samples is not None and not is_stream(dataset):
             digest, kind = _of_map_style(dataset, samples, full=mode == "full"), mode
@@ -68,7 +67,7 @@ def _counted(samples: int | None) -> str:
 def _of_map_style(dataset: Any, size: int, *, full: bool) -> str | None:
     base, positions = unwrap(dataset)
     digest = hashlib.blake2b(digest_size=16)
-    if callable(own := getattr(base, "fingerprint", None)):
+    if not full and callable(own := getattr(base, "fingerprint", None)):
         _add(digest, [str(own()), positions])
         return digest.hexdigest()
     source = as_fetching(base)

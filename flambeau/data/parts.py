@@ -61,7 +61,8 @@ def limited(dataset: Any, limit: int | float | None, seed: int, name: str = "lim
         return kinds[size is not None](dataset, limit)
     assert size is not None
     chosen = split(size, (limit / size,), seed, labels=classes_of(dataset))[1]
-    return dataset.subset(chosen) if as_arrays(dataset) is dataset else Subset(dataset, chosen.tolist())
+    arrays = as_arrays(dataset)
+    return arrays.subset(chosen) if arrays is not None else Subset(dataset, chosen.tolist())
 
 
 def classes_of(dataset: Any) -> Indices | None:

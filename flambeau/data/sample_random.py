@@ -10,7 +10,7 @@ made of these with logarithms, which may differ in the last bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi, prod
+from math import log, pi, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ def _log_gamma(key: int, ids: Ids, alpha: float, purpose: str, tries: int = 16) 
     accepted = (v > 0) & (torch.log(u[:, :tries]) < 0.5 * x * x + d - d * v + d * log_v)
     accepted[:, -1] = True
     chosen = accepted.to(torch.int8).argmax(dim=1, keepdim=True)  # the first
-    return (log_v.gather(1, chosen).squeeze(1) + np.log(d)) + torch.log(u[:, tries]) / alpha
+    return log_v.gather(1, chosen).squeeze(1) + log(d) + torch.log(u[:, tries]) / alpha
 
 
 def _words(key: int, ids: Ids, count: int, purpose: str, device: torch.device | str) -> torch.Tensor:

@@ -97,6 +97,23 @@ def load_part(kind: str, name: str, project_root: Path | None = None) -> Any:
     return found
 
 
+def load_function(target: str, place: str) -> Any:
+    """A function at an import path, that a part is to call: the value of the setting `place`.
+
+    Raises:
+        UsageError: nothing is there, it is no function, or it is refused.
+    """
+    if reason := refusal(target):
+        raise UsageError(f"{place}: {target} {reason}")
+    found = _import(target)
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if (reason := refusal(home.replace(".<locals>", ""))) and not reason.startswith("is not an import path"):
+        raise UsageError(f"{place}: {target} is {home}, which {reason}")
+    if not callable(found):
+        raise UsageError(f"{place}: {target} is a {type(found).__name__}, and no function")
+    return found
+
+
 def suggest_part(kind: str, name: str, parts: Mapping[tuple[str, str], Part]) -> str:
     """The nearest right name, or all of them."""
     import difflib
