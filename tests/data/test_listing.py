@@ -161,5 +161,5 @@ def test_links_that_lead_round_end(root: Path) -> None:
 
 def test_a_folder_that_there_is_not_is_named(tmp_path: Path) -> None:
     """With its path."""
-    with pytest.raises(UsageError, match="there is no folder .*absent"):
+    with pytest.raises(UsageError, match=r"there is no folder .*absent"):
         listed(tmp_path / "absent", "*")
