@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="go on even if a changed setting makes the run another one than it was",
+        help="go on even if a changed setting, or other data, make the run another one than it was",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flambeau.config.signature import Parameter, Signature, read_signature
 from flambeau.config.slots import SLOTS, Slot
 from flambeau.config.source import Missing, Source
-from flambeau.registry import Part, Scan, import_roots, refusal, scan_parts
+from flambeau.registry import DATA_ARGUMENTS, Part, Scan, import_roots, refusal, scan_parts
 
 Parameters = Mapping[str, Parameter]
 
@@ -69,14 +69,14 @@ class Catalog:
         """The arguments of a part that a configuration may give.
 
         Not those that the engine passes: for a trainer, all that Flambeau's own Trainer takes; for a
-        criterion that is a function of (outputs, targets), these two.
+        criterion that is a function of (outputs, targets), these two; for a transform that is a function, what it
+        transforms.
         """
         hidden = set(slot.passed)
         if slot.kind == "trainer":
             base = self.signature_of(SLOTS["trainer"], None)
             hidden |= set(base.parameters if base is not None else ())
-        if slot.kind == "criterion":
-            hidden |= set(batch_arguments(signature))
+        hidden |= set(data_arguments(slot.kind, signature))
         return {name: item for name, item in signature.parameters.items() if name not in hidden}
 
     def takes_any(self, slot: Slot, signature: Signature) -> bool:
@@ -84,12 +84,13 @@ class Catalog:
         return signature.open and slot.kind != "trainer"
 
 
-def batch_arguments(signature: Signature) -> tuple[str, ...]:
-    """The first two arguments of a criterion that is itself a function of outputs and targets, else nothing.
+def data_arguments(kind: str | None, signature: Signature) -> tuple[str, ...]:
+    """The arguments of a function that is called with data: (outputs, targets) of a criterion, a transform's first.
 
-    A function with two or more required positional arguments is one; any other makes a criterion.
+    A function with so many required positional arguments is one; any other makes the part.
     """
-    if signature.kind != "function":
+    number = DATA_ARGUMENTS.get(kind or "", 0)
+    if signature.kind != "function" or not number:
         return ()
     required = [name for name, item in signature.parameters.items() if item.required and item.positional]
-    return tuple(required[:2]) if len(required) >= 2 else ()
+    return tuple(required[:number]) if len(required) >= number else ()

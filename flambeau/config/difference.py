@@ -8,12 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from flambeau.config.load import Config
+from flambeau.config.slots import ORDERED
 from flambeau.errors import UsageError
 
 HARMLESS = (
     "data.workers",
     "data.prefetch",
     "data.device_resident",
+    "data.fingerprint",
     "trainer.progress",
     "trainer.profile*",
     "trainer.test_at_end",
@@ -57,11 +59,20 @@ def differences(before: Config, after: Config) -> list[Change]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested mapping by dotted key, and of ordered sections the order of their labels."""
+    flat = _leaves(values, prefix)
+    for section in ORDERED:
+        if isinstance(named := values.get(section), Mapping) and len(named) > 1:
+            flat[f"{section} (order)"] = list(named)
+    return flat
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves of a nested mapping by dotted key; lists and empty mappings are leaves."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= _leaves(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

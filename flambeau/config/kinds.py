@@ -22,7 +22,7 @@ def fault_of_kind(kind: str, signature: Signature, *, registered: bool) -> str |
     if signature.kind == "unknown":
         return None
     if signature.kind == "function":
-        if kind not in ("model", "data", "criterion"):
+        if kind not in ("model", "data", "criterion", "transform"):
             return f"a {kind} is a class, and this is a function"
         if top == "torch":
             return "of torch's own only classes are taken"
@@ -37,6 +37,9 @@ def fault_of_kind(kind: str, signature: Signature, *, registered: bool) -> str |
         return None if is_optimizer else "it is not a torch.optim.Optimizer"
     if kind == "model":
         return None if is_module else "it is not a torch.nn.Module"
+    if kind == "transform":
+        is_called = bool({"__call__", "on_batch"} & signature.methods) and top != "torch"
+        return None if is_module or is_called else "it is neither a torch.nn.Module nor has it __call__ or on_batch"
     if kind == "criterion":
         is_called = "__call__" in signature.methods and top != "torch"
         return None if is_module or is_called else "it is neither a torch.nn.Module nor has it __call__"

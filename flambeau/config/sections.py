@@ -32,6 +32,29 @@ class LoaderSettings:
     """Leave out the last batch of an epoch if it is smaller than the others."""
     device_resident: bool | Literal["auto"] = "auto"
     """Keep data held in tensors on the accelerator; `auto` does so if it takes under a quarter of its memory."""
+    limit: Annotated[int, Ge(1)] | Annotated[float, Interval(gt=0, le=1)] | None = None
+    """Train on this many samples (`500`) or this share of them (`0.1`) alone, chosen as a function of the seed."""
+    limit_val: Annotated[int, Ge(1)] | Annotated[float, Interval(gt=0, le=1)] | None = None
+    """Validate on this many samples, or this share of them, alone."""
+    limit_test: Annotated[int, Ge(1)] | Annotated[float, Interval(gt=0, le=1)] | None = None
+    """Test on this many samples, or this share of them, alone."""
+    val_is_train: bool = False
+    """Say in words that validation samples may be training samples."""
+    val_is_test: bool = False
+    """Say in words that validation samples may be test samples."""
+    test_is_train: bool = False
+    """Say in words that test samples may be training samples."""
+    fingerprint: Literal["sampled", "full", "off"] = "sampled"
+    """What is remembered of the data, and compared at a resume: a digest of some samples, of all, or their number."""
+
+
+@dataclass(kw_only=True)
+class TransformSettings:
+    """The key of each transform that the engine reads itself."""
+
+    on: str | None = None
+    """What the transform gets and gives back: `inputs`, `targets`, an entry of them (`inputs.image`), or `sample`: both
+    together. Default: what the transform says itself, else `inputs`."""
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 _SETTINGS = "flambeau.config.sections"
 _RUN_LENGTH = frozenset({"total_steps", "steps_per_epoch"})
@@ -34,6 +34,8 @@ class Slot:
     """Whether a list of names may stand for the mapping (`tracking: [tensorboard]`)."""
 
 
+_TRANSFORMS: Any = {"form": "many", "settings": f"{_SETTINGS}.TransformSettings", "lists_names": True}
+
 SLOTS: Mapping[str, Slot] = {
     slot.section: slot
     for slot in (
@@ -44,6 +46,10 @@ SLOTS: Mapping[str, Slot] = {
             offered=frozenset({"seed"}),
             required=True,
         ),
+        Slot("train_transforms", "transform", **_TRANSFORMS),
+        Slot("eval_transforms", "transform", **_TRANSFORMS),
+        Slot("batch_transforms", "transform", **_TRANSFORMS),
+        Slot("train_batch_transforms", "transform", **_TRANSFORMS),
         Slot("model", "model", required=True),
         Slot("criterion", "criterion", required=True),
         Slot(
@@ -71,6 +77,9 @@ GENERAL: Mapping[str, str] = {
     "runs_dir": "Folder in which run folders are made.",
 }
 """The top-level keys that are no sections, with their meaning."""
+
+ORDERED = tuple(slot.section for slot in SLOTS.values() if slot.kind == "transform")
+"""Sections whose parts are applied one after the other, in the order in which they are written."""
 
 TOP_LEVEL = (*GENERAL, *SLOTS)
 """All top-level keys."""

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flambeau.data.sample_random import beta, normal, uniform
 from flambeau.errors import UsageError
+from flambeau.runtime.seeds import derive
 
 _HOST_TYPES = (str, bytes, type(None), list, tuple)
 
@@ -30,12 +32,21 @@ class Batch:
             nothing: what a process gets of a batch with fewer samples than processes.
         global_size: samples of the optimizer step that this batch is a part of, over all processes.
         number: in an evaluation, its place in the order of all batches, whichever process has them.
+        start: place of its first sample in the global batch.
+        key: what random numbers of its samples are a function of, besides their ids: of the seed and the epoch.
     """
 
-    __slots__ = ("global_size", "ids", "inputs", "number", "size", "targets")
+    __slots__ = ("global_size", "ids", "inputs", "key", "number", "size", "start", "targets")
 
     def __init__(
-        self, inputs: Any, targets: Any, ids: npt.NDArray[np.int64], size: int, global_size: int | None = None
+        self,
+        inputs: Any,
+        targets: Any,
+        ids: npt.NDArray[np.int64],
+        size: int,
+        global_size: int | None = None,
+        start: int = 0,
+        key: int = 0,
     ) -> None:
         self.inputs = inputs
         self.targets = targets
@@ -43,6 +54,8 @@ class Batch:
         self.size = size
         self.global_size = size if global_size is None else global_size
         self.number = 0
+        self.start = start
+        self.key = key
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.inputs, self.targets))
@@ -57,9 +70,46 @@ class Batch:
 
     def replace(self, *, inputs: Any, targets: Any) -> Batch:
         """The same samples with other inputs and targets: what a `batch_transform` returns."""
-        batch = Batch(inputs, targets, self.ids, self.size, self.global_size)
+        batch = Batch(inputs, targets, self.ids, self.size, self.global_size, self.start, self.key)
         batch.number = self.number
         return batch
+
+    def keyed(self, *path: int | str) -> Batch:
+        """The same batch with random numbers of its own, for a purpose that `path` says."""
+        batch = self.replace(inputs=self.inputs, targets=self.targets)
+        batch.key = derive(self.key, *path)
+        return batch
+
+    def random(self, *shape: int, purpose: str = "") -> torch.Tensor:
+        """Numbers from [0, 1) for each row, float32 of shape (rows, *shape), where the batch's tensors are.
+
+        A function of (seed, epoch, sample, `purpose`): not of the other samples of the batch, of the number of
+        processes or of the device. In an evaluation the epoch has no part in it.
+
+        Example:
+            >>> mirrored = batch.random(purpose="flip") < 0.5
+        """
+        return uniform(self.key, self._row_ids(), shape, purpose=purpose, device=self.device)
+
+    def random_normal(self, *shape: int, purpose: str = "") -> torch.Tensor:
+        """Standard normal numbers for each row; else as `random`."""
+        return normal(self.key, self._row_ids(), shape, purpose=purpose, device=self.device)
+
+    def random_beta(self, alpha: float, *, purpose: str = "") -> torch.Tensor:
+        """A number from Beta(alpha, alpha) for each row, float64 on the host; else as `random`."""
+        return beta(self.key, self._row_ids(), alpha, purpose=purpose)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the host, if it has none."""
+        found: list[torch.device] = []
+        for half in (self.inputs, self.targets):
+            map_tensors(lambda tensor: found.append(tensor.device), half)
+        return found[0] if found else torch.device("cpu")
+
+    def _row_ids(self) -> npt.NDArray[np.int64]:
+        """The ids of the rows; a borrowed one has none that counts."""
+        return self.ids if self.size else np.full(1, -1, dtype=np.int64)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with its tensors on `device`; host data stays where it is."""
@@ -83,7 +133,8 @@ class Batch:
     def _part(self, start: int, stop: int) -> Batch:
         first, last = (start, stop) if stop > start else (0, 1)
         inputs, targets = _rows(self.inputs, first, last), _rows(self.targets, first, last)
-        return Batch(inputs, targets, self.ids[start:stop], stop - start, self.global_size)
+        ids, place = self.ids[start:stop], self.start + start
+        return Batch(inputs, targets, ids, stop - start, self.global_size, place, self.key)
 
 
 def share(size: int, part: int, parts: int) -> tuple[int, int]:

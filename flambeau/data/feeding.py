@@ -19,17 +19,17 @@ from itertools import count
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import IterableDataset
 
 from flambeau.config.sections import LoaderSettings
 from flambeau.data.batch import Batch, map_tensors, share
-from flambeau.data.batch_order import BatchOrder, Request
+from flambeau.data.batch_order import BatchOrder, Portion, Request
 from flambeau.data.in_memory import ArrayDataset, as_arrays, resident, split_rows
 from flambeau.data.index_stream import IndexStream, Indices
 from flambeau.data.reading import SampleReader, Transform
-from flambeau.data.streaming import SampleStream, StreamPosition
+from flambeau.data.streaming import SampleStream, StreamPosition, is_stream
 from flambeau.data.workers import StreamProcess, WorkerPool
 from flambeau.errors import UsageError
+from flambeau.runtime.seeds import derive
 
 BatchTransform = Callable[[Batch], Batch]
 
@@ -53,6 +53,7 @@ class _MapSource:
         self._reader = reader
         self._settings = settings
         self._device = device
+        self._key = partial(batch_key, reader.seed, training=reader.training)
         arrays = as_arrays(dataset) if reader.transform is None else None
         self._arrays = None if arrays is None else resident(arrays, device, settings.device_resident)
         self._pool: WorkerPool | None = None
@@ -71,7 +72,8 @@ class _MapSource:
         """Fetch many batches at once and slice them: one look-up in place of one a batch."""
         order, size = self._order, self._order.whole.rows
         rows = _rows_at_once(arrays, size)
-        for _, step, ids in order.blocks(start_step, rows):
+        for epoch, step, ids in order.blocks(start_step, rows):
+            key = self._key(epoch)
             indices = torch.from_numpy(ids).to(arrays.device)
             part = order.whole
             for start in range(0, len(ids), rows):
@@ -84,12 +86,12 @@ class _MapSource:
                         part = order.last
                     some_ids = ids[start : start + part.size]
                     start += size
-                    yield Batch(some_inputs, some_targets, some_ids, part.size, part.global_size)
+                    yield Batch(some_inputs, some_targets, some_ids, part.size, part.global_size, part.first, key)
 
     def _read(self, start_step: int) -> Iterator[Batch]:
         answer = _Answer(self._reader)
         for request in self._order.requests(start_step):
-            yield _batch(*answer(request), device=self._device)
+            yield self._batch(*answer(request))
 
     def _read_by_workers(self, start_step: int) -> Iterator[Batch]:
         if self._pool is None:
@@ -100,7 +102,10 @@ class _MapSource:
                 pin_memory=self._device.type == "cuda",
             )
         for result in self._pool.results(self._order.requests(start_step)):
-            yield _batch(*result, device=self._device)
+            yield self._batch(*result)
+
+    def _batch(self, inputs: Any, targets: Any, ids: Indices, part: Portion, epoch: int) -> Batch:
+        return _batch(inputs, targets, ids, part, self._key(epoch), device=self._device)
 
 
 class _StreamSource:
@@ -128,8 +133,10 @@ class _StreamSource:
             results = self._process.results()
         else:
             results = self._stream.read(start_step, position, with_state=False)
-        for inputs, targets, ids, global_size, self._position in results:
-            yield _batch(inputs, targets, ids, global_size, device=self._device)
+        key = partial(batch_key, self._stream.seed, training=self._stream.training)
+        for inputs, targets, ids, part, self._position in results:
+            epoch = self._position.epoch - (self._position.samples == 0)  # after the last batch: the next one's
+            yield _batch(inputs, targets, ids, part, key(epoch), device=self._device)
 
     def close(self) -> None:
         if self._process is not None:
@@ -189,7 +196,7 @@ class Feeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.steps_per_epoch: int | None
-        if _is_stream(dataset):
+        if is_stream(dataset):
             stream = SampleStream(
                 dataset,
                 transform,
@@ -275,7 +282,7 @@ class EvalFeeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.num_samples: int | None
-        if _is_stream(dataset):
+        if is_stream(dataset):
             stream = SampleStream(
                 dataset,
                 transform,
@@ -318,15 +325,20 @@ class _Answer:
     def __init__(self, reader: SampleReader) -> None:
         self._reader = reader
 
-    def __call__(self, request: Request) -> tuple[Any, Any, Indices, int]:
-        """Inputs, targets, ids, and the samples of the batch over all processes."""
-        return *self._reader.read(request.epoch, request.rows), request.ids, request.portion.global_size
+    def __call__(self, request: Request) -> tuple[Any, Any, Indices, Portion, int]:
+        """Inputs, targets, ids, the process's part of the batch, and the epoch."""
+        return *self._reader.read(request.epoch, request.rows), request.ids, request.portion, request.epoch
 
 
-def _batch(inputs: Any, targets: Any, ids: Indices, global_size: int, *, device: torch.device) -> Batch:
+def batch_key(seed: int, epoch: int, *, training: bool) -> int:
+    """`Batch.key` of the batches of an epoch; of an evaluation, which is the same each time."""
+    return derive(seed, "batch", epoch) if training else derive(seed, "eval", "batch")
+
+
+def _batch(inputs: Any, targets: Any, ids: Indices, part: Portion, key: int, *, device: torch.device) -> Batch:
     if device.type != "cpu":
         inputs, targets = _send(inputs, device), _send(targets, device)
-    return Batch(inputs, targets, ids, len(ids), global_size)
+    return Batch(inputs, targets, ids, len(ids), part.global_size, part.first, key)
 
 
 def _send(data: Any, device: torch.device) -> Any:
@@ -346,12 +358,6 @@ def _rows_at_once(arrays: ArrayDataset, batch_size: int) -> int:
         return batch_size
     budget = _BLOCK_BYTES.get(kind, 1 << 19)
     return batch_size * max(1, budget // max(1, batch_size * arrays.sample_bytes))
-
-
-def _is_stream(dataset: Any) -> bool:
-    return isinstance(dataset, IterableDataset) or (
-        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
-    )
 
 
 def _length(dataset: Any) -> int:

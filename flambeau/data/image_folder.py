@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from flambeau.data.module import DataModule
 from flambeau.data.splits import split
-from flambeau.data.transforms import NormalizeBytes
+from flambeau.data.transforms import NormalizeBytes, OnInput
 from flambeau.errors import MissingExtraError, UsageError
 from flambeau.registry import register
 
@@ -77,19 +77,9 @@ class ImageFolder(DataModule):
         self.test = own.get("test") or (Subset(whole, test.tolist()) if len(test) else None)
         resize = [v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)]
         crop = [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
-        self.eval_transform = OnImage(v2.Compose([*resize, v2.PILToTensor()]))
-        self.train_transform = OnImage(v2.Compose([*crop, v2.PILToTensor()])) if augment else self.eval_transform
+        self.eval_transform = OnInput(v2.Compose([*resize, v2.PILToTensor()]))
+        self.train_transform = OnInput(v2.Compose([*crop, v2.PILToTensor()])) if augment else self.eval_transform
         self.batch_transform = NormalizeBytes(mean, std)
-
-
-class OnImage:
-    """Apply a transform of images to the first half of a sample."""
-
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
-        self.transform = transform
-
-    def __call__(self, sample: tuple[Any, Any]) -> tuple[Any, Any]:
-        return self.transform(sample[0]), sample[1]
 
 
 def torchvision(part: str) -> Any:

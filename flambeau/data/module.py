@@ -20,6 +20,8 @@ class DataModule:
             numpy and `random` are seeded for each sample by (seed, epoch, index).
         batch_transform: called with each batch on the training device, in training and evaluation alike; it
             must be deterministic (normalise bytes, move channels).
+        train_batch_transform: likewise, after it, in training alone; its random numbers are to come from
+            `Batch.random`, so that they are a function of (seed, epoch, sample).
     """
 
     train: Any = None
@@ -28,3 +30,4 @@ class DataModule:
     train_transform: Callable[[Any], Any] | None = None
     eval_transform: Callable[[Any], Any] | None = None
     batch_transform: Callable[[Batch], Batch] | None = None
+    train_batch_transform: Callable[[Batch], Batch] | None = None

@@ -37,7 +37,7 @@ class SampleReader:
         self.transform = transform
         self.seed = seed
         self.training = training
-        self._dataset, self._positions = _unwrap(dataset)
+        self._dataset, self._positions = unwrap(dataset)
         self._source = as_fetching(self._dataset)
 
     def read(self, epoch: int, ids: Indices) -> tuple[Any, Any]:
@@ -81,7 +81,7 @@ class SampleReader:
         return derive(self.seed, purpose, epoch, index) if self.training else derive(self.seed, "eval", index)
 
 
-def _unwrap(dataset: Any) -> tuple[Any, Indices | None]:
+def unwrap(dataset: Any) -> tuple[Any, Indices | None]:
     """The dataset below plain Subsets, which would read a batch under one seed, and the positions in it."""
     positions: Indices | None = None
     while isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__:

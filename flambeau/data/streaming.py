@@ -18,6 +18,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from flambeau.data.batch import collate
 from flambeau.data.batch_order import Portion, portion
@@ -27,6 +28,13 @@ from flambeau.errors import UsageError
 from flambeau.runtime.seeds import HostState, derive, host_generators_kept, host_state, seed_host, set_host_state
 
 _END = object()
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset is read in order, not by index."""
+    return isinstance(dataset, IterableDataset) or (
+        hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+    )
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,10 @@ class SampleStream:
 
     def read(
         self, start_step: int, position: StreamPosition, *, with_state: bool
-    ) -> Iterator[tuple[Any, Any, Indices, int, StreamPosition]]:
+    ) -> Iterator[tuple[Any, Any, Indices, Portion, StreamPosition]]:
         """This process's part of each batch from `start_step` on.
 
-        Inputs, targets, places of the samples in the epoch, samples of the batch over all processes, and the position
+        Inputs, targets, places of the samples in the epoch, which part of the batch it is, and the position
         after it. `with_state` puts the dataset's state into every position, for a reader in another process.
         """
         step, samples_read, state = position.step, position.samples, position.dataset
@@ -122,7 +130,7 @@ class SampleStream:
                     after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
                     if with_state and self.has_state and not at_end:
                         after = replace(after, dataset=self.dataset.state_dict())
-                    yield *collate(samples), ids, size, after
+                    yield *collate(samples), ids, part, after
                 if at_end:
                     break
             if not self.training:

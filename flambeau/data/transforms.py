@@ -1,4 +1,4 @@
-"""Transforms of images: random ones of a sample, and the normalisation of a batch of bytes on the device."""
+"""Transforms that data modules bring: of the image of a sample, and of a batch of bytes on the device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
+from flambeau.data import image_transforms
 from flambeau.data.batch import Batch
-
-ImageSample = tuple[torch.Tensor, Any]
 
 
 class Chain:
@@ -25,27 +23,35 @@ class Chain:
         return sample
 
 
-class RandomShift:
+def in_turn(first: Callable[[Any], Any] | None, second: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """Both, those of them that there are; None if there are none."""
+    if first is not None and second is not None:
+        return Chain(first, second)
+    return first or second
+
+
+class OnInput:
+    """Apply a transform of images to the first half of a sample `(image, target)`."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: tuple[Any, Any]) -> tuple[Any, Any]:
+        return self.transform(sample[0]), sample[1]
+
+
+class RandomShift(OnInput):
     """Move the image of a sample, (C, H, W), by up to `reach` pixels in each direction; `fill` comes in."""
 
     def __init__(self, reach: int, fill: float = 0.0) -> None:
-        self.reach = reach
-        self.fill = fill
-
-    def __call__(self, sample: ImageSample) -> ImageSample:
-        image, target = sample
-        height, width = image.shape[-2:]
-        down, right = torch.randint(0, 2 * self.reach + 1, (2,)).tolist()
-        padded = pad(image, (self.reach,) * 4, value=self.fill)
-        return padded[..., down : down + height, right : right + width], target
+        super().__init__(image_transforms.RandomShift(reach, fill))
 
 
-class RandomFlip:
+class RandomFlip(OnInput):
     """Mirror the image of a sample, (C, H, W), left to right, half of the time."""
 
-    def __call__(self, sample: ImageSample) -> ImageSample:
-        image, target = sample
-        return (image.flip(-1) if torch.rand(()).item() < 0.5 else image), target
+    def __init__(self) -> None:
+        super().__init__(image_transforms.RandomFlip())
 
 
 class NormalizeBytes:
@@ -65,7 +71,7 @@ class NormalizeBytes:
     def __call__(self, batch: Batch) -> Batch:
         inputs: torch.Tensor = batch.inputs
         offset, scale = self._scale(inputs.device, inputs.dim())
-        return batch.replace(inputs=inputs.to(torch.float32).sub_(offset).mul_(scale), targets=batch.targets)
+        return batch.replace(inputs=inputs.to(torch.float32, copy=True).sub_(offset).mul_(scale), targets=batch.targets)
 
     def _scale(self, device: torch.device, dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
         key = (device, dimensions)

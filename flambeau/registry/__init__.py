@@ -1,13 +1,16 @@
 """Names of parts: registering them, finding them without importing, loading them."""
 
 from flambeau.registry.load import (
+    DATA_ARGUMENTS,
     EXTRAS,
     FILE_READERS,
     INSTALLS,
+    load_function,
     load_part,
     refusal,
     suggest_part,
     takes_batch,
+    takes_data,
     verify_kind,
 )
 from flambeau.registry.names import KINDS, Register, register
@@ -26,8 +29,11 @@ __all__ = [
     "scan_parts",
     "import_roots",
     "load_part",
+    "load_function",
     "verify_kind",
     "takes_batch",
+    "takes_data",
+    "DATA_ARGUMENTS",
     "refusal",
     "suggest_part",
 ]

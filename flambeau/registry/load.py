@@ -17,6 +17,9 @@ EXTRAS: Mapping[str, str] = {
     "tensorboard": "tensorboard",
     "torchmetrics": "metrics",
     "torchvision": "vision",
+    "pyarrow": "tables",
+    "datasets": "huggingface",
+    "PIL": "images",
 }
 """Optional packages and the extra of Flambeau that brings them."""
 
@@ -25,6 +28,7 @@ INSTALLS: Mapping[str, str] = {
     "timm": "timm",
     "transformers": "transformers",
     "monai": "monai",
+    "kornia": "kornia",
 }
 """What to install for a package; others are not advised by name, since the name may be mistyped."""
 
@@ -94,6 +98,23 @@ def load_part(kind: str, name: str, project_root: Path | None = None) -> Any:
     return found
 
 
+def load_function(target: str, place: str) -> Any:
+    """A function at an import path, that a part is to call: the value of the setting `place`.
+
+    Raises:
+        UsageError: nothing is there, it is no function, or it is refused.
+    """
+    if reason := refusal(target):
+        raise UsageError(f"{place}: {target} {reason}")
+    found = _import(target)
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if (reason := refusal(home.replace(".<locals>", ""))) and not reason.startswith("is not an import path"):
+        raise UsageError(f"{place}: {target} is {home}, which {reason}")
+    if not callable(found):
+        raise UsageError(f"{place}: {target} is a {type(found).__name__}, and no function")
+    return found
+
+
 def suggest_part(kind: str, name: str, parts: Mapping[tuple[str, str], Part]) -> str:
     """The nearest right name, or all of them."""
     import difflib
@@ -133,22 +154,31 @@ def _import(target: str) -> Any:
     return found
 
 
-def takes_batch(criterion: Any) -> bool:
-    """Whether a criterion is itself a function of (outputs, targets), to be called with each batch.
+DATA_ARGUMENTS: Mapping[str, int] = {"criterion": 2, "transform": 1}
+"""Kinds whose part may be a function that is itself called with data, and with how many arguments."""
 
-    A function with two or more required positional parameters is one; its other parameters are what a
-    configuration sets. Any other function, and every class, makes a criterion.
+
+def takes_batch(criterion: Any) -> bool:
+    """Whether a criterion is itself a function of (outputs, targets), to be called with each batch."""
+    return takes_data("criterion", criterion)
+
+
+def takes_data(kind: str, part: Any) -> bool:
+    """Whether a part is itself a function of data: a criterion of (outputs, targets), a transform of a sample.
+
+    A function with so many required positional parameters is one; its other parameters are what a configuration sets.
+    Any other function, and every class, makes the part.
     """
     import inspect
 
-    if isinstance(criterion, type) or not callable(criterion):
+    if kind not in DATA_ARGUMENTS or isinstance(part, type) or not callable(part):
         return False
     try:
-        parameters = inspect.signature(criterion).parameters.values()
+        parameters = inspect.signature(part).parameters.values()
     except ValueError:
         return False
-    by_position = [item for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD]
-    return sum(item.default is item.empty for item in by_position) >= 2
+    by_position = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    return sum(item.default is item.empty for item in by_position) >= DATA_ARGUMENTS[kind]
 
 
 def verify_kind(kind: str, part: Any, target: str) -> None:
@@ -169,7 +199,7 @@ def verify_kind(kind: str, part: Any, target: str) -> None:
 
 def _fault_of_kind(kind: str, part: Any, home: str) -> str | None:
     if not isinstance(part, type):
-        if not callable(part) or kind not in ("model", "data", "criterion"):
+        if not callable(part) or kind not in ("model", "data", "criterion", "transform"):
             return f"a {kind} is a class"
         if home.split(".")[0] == "torch":
             return "of torch's own only classes are taken"
@@ -185,6 +215,10 @@ def _fault_of_kind(kind: str, part: Any, home: str) -> str | None:
     if kind == "trainer":
         ours = any(base.__name__ == "Trainer" and base.__module__.startswith("flambeau.") for base in part.__mro__)
         return None if ours else "it is not a flambeau Trainer"
+    if kind == "transform":
+        methods = {"__call__", "on_batch"}
+        called = any(methods & vars(base).keys() for base in part.__mro__) and home.split(".")[0] != "torch"
+        return None if is_module or called else "it is neither a torch.nn.Module nor has it __call__ or on_batch"
     if kind == "criterion":
         called = any("__call__" in vars(base) for base in part.__mro__) and home.split(".")[0] != "torch"
         return None if is_module or called else "it is neither a torch.nn.Module nor called"

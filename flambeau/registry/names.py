@@ -18,6 +18,7 @@ from flambeau.errors import UsageError
 
 KINDS: Mapping[str, str] = {
     "data": "data modules: train, validation and test datasets with their transforms",
+    "transform": "transforms of samples and batches",
     "model": "models: torch modules",
     "criterion": "criterions: (outputs, targets) to a loss",
     "metric": "metrics: update, compute, reset",
@@ -55,6 +56,10 @@ class Register:
     def data(self, name: str) -> Callable[[T], T]:
         """Name a data module."""
         return self._decorator("data", name)
+
+    def transform(self, name: str) -> Callable[[T], T]:
+        """Name a transform class, or a function of what is transformed."""
+        return self._decorator("transform", name)
 
     def model(self, name: str) -> Callable[[T], T]:
         """Name a model class, or a function that makes a model."""

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
         self.status_file = path / "status.json"
+        self.data_file = path / "data.json"
         self.job_folder = path / JOB
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"

@@ -14,12 +14,14 @@ from torch import nn
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
-from flambeau.config.slots import SLOTS
+from flambeau.config.slots import ORDERED, SLOTS
+from flambeau.data.parts import require_disjoint
+from flambeau.data.pipeline import BatchTransforms, SampleTransforms
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
 from flambeau.optim import Schedule, build_optimizer, takes_epochs
-from flambeau.registry import load_part, takes_batch
+from flambeau.registry import DATA_ARGUMENTS, load_part, takes_data
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
 from flambeau.runtime.world import current_world
@@ -41,9 +43,13 @@ class Recipe:
     arguments: dict[str, Any]
 
     @property
-    def _is_criterion_function(self) -> bool:
-        """Whether the part is itself the function of (outputs, targets), not what makes one."""
-        return self.section == "criterion" and takes_batch(self.part)
+    def _kind(self) -> str:
+        return SLOTS[self.section.partition(".")[0]].kind or ""
+
+    @property
+    def _is_function_of_data(self) -> bool:
+        """Whether the part is itself the function of (outputs, targets) or of a sample, not what makes one."""
+        return takes_data(self._kind, self.part)
 
     def takes(self, name: str) -> bool:
         """Whether the part has a parameter of this name."""
@@ -58,7 +64,7 @@ class Recipe:
         Args:
             passed: arguments that the engine adds.
         """
-        batch = (None, None) if self._is_criterion_function else ()
+        batch = (None,) * DATA_ARGUMENTS[self._kind] if self._is_function_of_data else ()
         try:
             inspect.signature(self.part).bind(*batch, **dict.fromkeys(passed), **self.arguments)
         except TypeError as error:
@@ -68,7 +74,7 @@ class Recipe:
 
     def build(self, **passed: Any) -> Any:
         """The part; what the configuration says wins over what the engine passes."""
-        if self._is_criterion_function:
+        if self._is_function_of_data:
             return partial(self.part, **to_arguments(self.part, self.arguments))
         return self.part(**{**passed, **to_arguments(self.part, self.arguments)})
 
@@ -84,6 +90,7 @@ class Recipes:
     scheduler: Recipe
     weight_decay_scheduler: Recipe | None
     trainer: Recipe
+    transforms: dict[str, dict[str, Recipe]]
     metrics: dict[str, Recipe]
     callbacks: dict[str, Recipe]
     trackers: dict[str, Recipe]
@@ -106,6 +113,7 @@ class Recipes:
             if config.values.get("weight_decay_scheduler")
             else None,
             trainer=one("trainer"),
+            transforms={section: many(section) for section in ORDERED},
             metrics=many("metrics"),
             callbacks=many("callbacks"),
             trackers=many("tracking"),
@@ -121,6 +129,7 @@ class Recipes:
             self.data,
             self.model,
             self.criterion,
+            *(recipe for recipes in self.transforms.values() for recipe in recipes.values()),
             *self.metrics.values(),
             *self.callbacks.values(),
         ):
@@ -139,6 +148,27 @@ def build_data(config: Config, recipes: Recipes) -> tuple[Any, Config]:
     recipe = recipes.data
     data = recipe.build(**({"seed": _seed(config)} if recipe.takes("seed") else {}))
     return data, replace(config, values=config.with_data(data))
+
+
+def build_transforms(config: Config, recipes: Recipes, data: Any) -> dict[str, Any]:
+    """The transforms of samples and batches: what the data module brings, then what the configuration names."""
+
+    def pipeline(section: str, kind: Any, of_data: str) -> Any:
+        before = getattr(data, of_data, None)
+        given = config.values.get(section)
+        named: dict[str, Any] = given if isinstance(given, dict) else {}
+        steps = {
+            f"{section}.{label}": (recipe.build(), (named.get(label) or {}).get("on"))
+            for label, recipe in recipes.transforms[section].items()
+        }
+        return kind(steps, before) if steps else before
+
+    return {
+        "train_transform": pipeline("train_transforms", SampleTransforms, "train_transform"),
+        "eval_transform": pipeline("eval_transforms", SampleTransforms, "eval_transform"),
+        "batch_transform": pipeline("batch_transforms", BatchTransforms, "batch_transform"),
+        "train_batch_transform": pipeline("train_batch_transforms", BatchTransforms, "train_batch_transform"),
+    }
 
 
 def build_model(config: Config, recipes: Recipes) -> nn.Module:
@@ -165,9 +195,10 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     place = resolve_device(device)
 
     data, config = build_data(config, recipes)
+    loader = to_settings(LoaderSettings, _settings(config, "data"))
+    require_disjoint(loader, train=data.train, val=data.val, test=data.test)
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
-    loader = to_settings(LoaderSettings, _settings(config, "data"))
     check_sharding(settings)
     world = current_world()
     build, weights = partial(build_model, config, recipes), None
@@ -183,7 +214,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     seed_all(derive(_seed(config), "parts"))
     optimizer = recipes.optimizer
 
-    return recipes.trainer.build(  # type: ignore[no-any-return]
+    trainer: Trainer = recipes.trainer.build(
         model=model,
         train_data=data.train,
         val_data=data.val,
@@ -202,15 +233,15 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         weight_decay_scheduler=partial(_build_schedule, decay) if (decay := recipes.weight_decay_scheduler) else None,
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
-        train_transform=getattr(data, "train_transform", None),
-        eval_transform=getattr(data, "eval_transform", None),
-        batch_transform=getattr(data, "batch_transform", None),
+        **build_transforms(config, recipes, data),
         seed=_seed(config),
         device=place,
         settings=settings,
         loader=loader,
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
     )
+    trainer.own_fingerprint = getattr(data, "fingerprint", None)
+    return trainer
 
 
 def _build_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: int | None) -> Schedule:
@@ -235,6 +266,8 @@ def _recipes(config: Config, section: str) -> dict[str, Recipe]:
     found = {}
     for label in given:
         arguments = {} if isinstance(given, list) else dict(given[label] or {})
+        if section in ORDERED:
+            arguments.pop("on", None)  # the engine's
         part = load_part(slot.kind, arguments.pop("name", label), config.project.root)
         found[label] = Recipe(f"{section}.{label}", part, arguments)
     return found

@@ -63,7 +63,7 @@ def resume_run(
 
     Args:
         changed: the configuration is not the one that the run had.
-        force: go on even if a longer run has another schedule than the one so far.
+        force: go on even if a longer run has another schedule than the one so far, or the data have changed.
     """
     run = _Run.build(config, device, command, force=force)
 
@@ -176,7 +176,7 @@ class _Run:
             scaling = scaling_of(self.config, self.world.size)
             _introduce(trainer, folder, self.world, scaling)
         begun = time.monotonic()
-        trainer.fit(resume=resume)
+        trainer.fit(resume=resume, force=self.force)
         if trainer.preemption is None:
             if self.world.is_main:
                 _conclude(trainer, folder, time.monotonic() - begun)

@@ -16,6 +16,7 @@ from flambeau.checkpoint.reading import Like
 from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.distributed.sharding import layout_of, twin_of
 from flambeau.errors import CheckpointError
+from flambeau.training.data_record import compare_record
 from flambeau.training.plan import describe_replanning
 from flambeau.training.running_means import merge_states
 
@@ -49,7 +50,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "callbacks": trainer.hooks.state_dict(),
         "random": {"python": random.getstate(), "numpy": np.random.get_state()},
         "data": trainer.feeder.state_dict(),
-        "train_samples": _length(trainer),
+        "fingerprints": trainer.data_record,
         "record": trainer.recorder.position(),
     }
 
@@ -61,15 +62,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
         The length of the metrics record at that step.
 
     Raises:
-        CheckpointError: the weights do not fit the model, or the training data has another length.
+        CheckpointError: the weights do not fit the model, or the data are not what they were.
     """
     state = checkpoint.load(like=_layout(trainer))
-    if state["train_samples"] != _length(trainer):
-        raise CheckpointError(
-            f"the training data had {state['train_samples']} samples at step {checkpoint.step} and has "
-            f"{_length(trainer)} now: the run would go on with other batches",
-            remedy="bring back the data as it was, or begin a new run",
-        )
+    if "fingerprints" in state:  # older checkpoints have none
+        compare_record(trainer, state["fingerprints"], checkpoint.step)
     _load_weights(trainer.model, state["model"], checkpoint)
     if trainer.ema is not None:
         _load_weights(trainer.ema.model, state["ema"] if state["ema"] is not None else state["model"], checkpoint)
@@ -166,11 +163,6 @@ def _other_optimizers(checkpoint: Checkpoint, found: str, wanted: str) -> Checkp
 def _layout(trainer: Trainer) -> Like | None:
     """How a checkpoint's tensors are to lie here; several optimizers train whole copies only."""
     return layout_of(trainer.model, trainer.optimizer) if trainer.named is None else None
-
-
-def _length(trainer: Trainer) -> int | None:
-    data = trainer.train_data
-    return len(data) if hasattr(data, "__len__") else None
 
 
 def _own_means(trainer: Trainer, of_ranks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
+from flambeau.data.parts import limit_parts
+from flambeau.data.transforms import in_turn
 from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
@@ -35,6 +37,7 @@ from flambeau.runtime.world import World, current_world
 from flambeau.tracking import Tracker
 from flambeau.training import guard, measuring, snapshot
 from flambeau.training.callback import Callback, Hooks, label_callbacks
+from flambeau.training.data_record import Record, take_record, write_record
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
@@ -81,6 +84,7 @@ class Trainer:
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
         batch_transform: applied to each batch on the device, in training and evaluation.
+        train_batch_transform: applied after it, in training alone.
         run_dir: where the run is kept; None keeps nothing on disk.
         seed: of the order of samples, augmentation and dropout.
         device: `auto`, `cpu`, `0`, `cuda:1` ...
@@ -111,6 +115,7 @@ class Trainer:
         train_transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Batch], Batch] | None = None,
+        train_batch_transform: Callable[[Batch], Batch] | None = None,
         run_dir: RunFolder | Path | str | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -143,17 +148,17 @@ class Trainer:
         self.forward: Callable[..., Any] = torch.compile(self.model) if self.settings.compile else self.model
         self._plain_forward = self.forward
 
-        self.train_data, self.val_data, self.test_data = train_data, val_data, test_data
+        self.train_data, self.val_data, self.test_data = limit_parts(self.loader, seed, train_data, val_data, test_data)
         check_splits(self.settings, val_data=val_data, test_data=test_data)
         self.eval_transform, self.batch_transform = eval_transform, batch_transform
         self.feeder = Feeder(
-            train_data,
+            self.train_data,
             settings=self.loader,
             batch_size=self.batch_size,
             seed=seed,
             device=self.device,
             transform=train_transform,
-            batch_transform=batch_transform,
+            batch_transform=in_turn(batch_transform, train_batch_transform),
             rank=self.world.rank,
             ranks=self.world.size,
         )
@@ -181,6 +186,9 @@ class Trainer:
         self.team: Team | None = None
         self.requests = Requests(self)
         self.saves = False
+        self.data_record: Record = {}
+        self.own_fingerprint: Callable[[], str] | None = None
+        self.force = False
 
         self.steppers, self.named = make_steppers(
             self, optimizer, scheduler, weight_decay_scheduler, own_update=own_update
@@ -223,15 +231,17 @@ class Trainer:
 
     # ---------------------------------------------------------------- the run
 
-    def fit(self, *, resume: bool = False) -> TrainState:
+    def fit(self, *, resume: bool = False, force: bool = False) -> TrainState:
         """Train until the planned end, an early stop, or a signal.
 
         Args:
             resume: go on from the newest whole checkpoint in `run_dir`, if there is one.
+            force: go on even if the data have changed since.
 
         Returns:
             Where the run stands; `preemption` says what ended it before its time, if anything did.
         """
+        self.force = force
         with ExitStack() as stack:
             stack.enter_context(
                 deterministic_algorithms(self.settings.deterministic, self.device, compiled=self.settings.compile)
@@ -522,9 +532,12 @@ class Trainer:
         if folder is not None:
             keeping: dict[str, Any] = {"settings": self.checkpoint, "mode": self.mode, "warn": self.recorder.warn}
             self.store = store_for(self.model, self.world, folder.checkpoints, **keeping)
+            self.data_record = take_record(self)
             if resume:
                 newest = snapshot.chosen(self, self.store.newest)
                 self.recorder.rewind(snapshot.restore(self, newest) if newest is not None else 0)
+            if not self.state.step:
+                write_record(self)
         if callable(self.trackers):
             resume_step = (self.state.step and self.state.step + 1) if resume else None
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
