@@ -33,6 +33,9 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
         "`validate_every_steps` replaces it",
         "validate_every_epochs: null",
     )
+    for key in ("validate_every_epochs", "validate_every_steps"):
+        rules.replaced(f"trainer.{key}", "trainer.validate_per_epoch")
+    rules.replaced("trainer.log_every", "trainer.log_per_epoch")
     return rules.problems
 
 
@@ -69,6 +72,11 @@ class _Rules:
             first, second = self.origins.get("data.batch_size"), self.origins.get("data.batch_size_per_rank")
             message = f"both `batch_size` ({first}) and `batch_size_per_rank` ({second}) are given"
             self.add("data.batch_size_per_rank", message, "give one of them, and null for the other")
+
+    def replaced(self, key: str, by: str) -> None:
+        """Report a value beside another that stands for it."""
+        name, other = key.rpartition(".")[2], by.rpartition(".")[2]
+        self.unread(key, by, lambda value: value is not None, f"`{other}` replaces it", f"{name}: null")
 
     def unread(self, key: str, of: str, without_effect: Any, reason: str, remedy: str) -> None:
         """Report a value that another setting leaves without effect.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flambeau.config.sections import TrainerSettings
+from flambeau.config.sections import LoaderSettings, TrainerSettings
 from flambeau.errors import UsageError
 from flambeau.optim import Constant, Schedule
 
 DEBUG_BATCHES = {"one_batch": 1, "few_batches": 3}
 """Batches of training and of each evaluation in the shortened runs of `trainer.debug`."""
+
+_LENGTH = "set trainer.steps, or say with trainer.steps_per_epoch how long an epoch is"
 
 OVERFIT_STEPS = 200
 """Steps on the one batch of `debug: overfit_batch`, where the run is not shorter already."""
@@ -27,7 +29,7 @@ def plan_steps(settings: TrainerSettings, steps_per_epoch: int | None) -> int:
     if settings.steps is not None:
         total = settings.steps
     elif steps_per_epoch is None:
-        raise UsageError("trainer.epochs: the length of the training data is not known", remedy="set trainer.steps")
+        raise UsageError("trainer.epochs: the length of the training data is not known", remedy=_LENGTH)
     else:
         total = (settings.epochs or 0) * steps_per_epoch
     if settings.debug in DEBUG_BATCHES:
@@ -37,6 +39,16 @@ def plan_steps(settings: TrainerSettings, steps_per_epoch: int | None) -> int:
     if settings.debug == "overfit_batch":
         return min(total, OVERFIT_STEPS)
     return total
+
+
+def validation_samples(settings: TrainerSettings, loader: LoaderSettings, batch_size: int) -> int | None:
+    """The samples that a validation measures, the same at any number of processes; None for all.
+
+    Args:
+        batch_size: the global batch.
+    """
+    batches = settings.validate_batches
+    return None if batches is None else batches * (loader.eval_batch_size or batch_size)
 
 
 def check_splits(settings: TrainerSettings, *, val_data: object, test_data: object) -> None:

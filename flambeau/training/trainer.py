@@ -43,7 +43,7 @@ from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, check_splits, make_schedule, plan_steps
+from flambeau.training.plan import DEBUG_BATCHES, check_splits, make_schedule, plan_steps, validation_samples
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
@@ -155,8 +155,9 @@ class Trainer:
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        self.total_steps = plan_steps(self.settings, self.feeder.steps_per_epoch)
-        self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
+        self.steps_per_epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
+        self.total_steps = plan_steps(self.settings, self.steps_per_epoch)
+        self.due = Due(self.settings, self.checkpoint, self.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
         self.schedule = make_schedule(scheduler, self.total_steps)
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
@@ -189,6 +190,7 @@ class Trainer:
         self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
         self.last_batch: Batch | None = None
         self._eval_data = EvalData(self)
+        self.validation_samples = validation_samples(self.settings, self.loader, self.batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -203,7 +205,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """The number of the epoch that the last step belongs to, from 1; 0 where the data has no known length."""
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         return -(-self.state.step // steps) if steps else 0
 
     # ---------------------------------------------------------------- the run
@@ -431,9 +433,10 @@ class Trainer:
         if self.replicas is not None:
             self.replicas.share_buffers()
         with self.recorder.paused():
-            scores = {f"val/{name}": value for name, value in self.evaluate().items()}
+            samples = self.validation_samples
+            scores = {f"val/{name}": value for name, value in self.evaluate(samples=samples).items()}
             if self.ema is not None:
-                averaged = self.evaluate(model=self.ema.model)
+                averaged = self.evaluate(model=self.ema.model, samples=samples)
                 scores |= {f"val/ema/{name}": value for name, value in averaged.items()}
             if self.monitor not in scores:
                 raise UsageError(f"trainer.monitor is '{self.monitor}', and validation gives {', '.join(scores)}")
@@ -445,8 +448,12 @@ class Trainer:
                 hook(self, scores)
         return scores
 
-    def evaluate(self, data: Any = None, *, model: nn.Module | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any = None, *, model: nn.Module | None = None, samples: int | None = None
+    ) -> dict[str, float]:
         """The loss and metrics of `model` (default: the one in training) on `data` (default: the validation data).
+
+        With `samples`, on the first ones alone.
 
         Nothing of the run changes: not the weights, nor the random generators, nor the mode of a module.
         """
@@ -461,16 +468,16 @@ class Trainer:
         with isolated(derive(self.seed, "evaluation")):
             return evaluate(
                 self.model if model is None else model,
-                self.eval_batches(data),
+                self.eval_batches(data) if samples is None else self.eval_batches(data, samples),
                 self.evaluation_step,
                 self.metrics,
                 limit=DEBUG_BATCHES.get(self.settings.debug or ""),
                 world=self.world,
             )
 
-    def eval_batches(self, data: Any) -> Iterator[Batch]:
-        """Batches of `data` in order, each sample once; of several processes, each gets some of the batches."""
-        return self._eval_data.batches(data)
+    def eval_batches(self, data: Any, samples: int | None = None) -> Iterator[Batch]:
+        """Batches of `data` (its first `samples`) in order, each once; of several processes, each gets some of them."""
+        return self._eval_data.batches(data, samples)
 
     def evaluation_step(self, model: nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | None, Any]:
         """The outputs of a batch, its loss (None without a criterion), and the units the loss is a mean over."""
@@ -528,7 +535,7 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
+        self.recorder.open(self.state, self.total_steps, self.steps_per_epoch)
         self.model.train()
         for module in self.frozen:
             module.eval()
@@ -538,7 +545,7 @@ class Trainer:
     def _after_step(self, step: int) -> None:
         for hook in self.hooks.step_end:
             hook(self)
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         if steps and step % steps == 0:
             for hook in self.hooks.epoch_end:
                 hook(self)
@@ -549,7 +556,7 @@ class Trainer:
     def _start_epoch(self) -> None:
         # Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be
         # done again by a run that resumes from it.
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         if self.hooks.epoch_start and steps and self.state.step % steps == 0:
             for hook in self.hooks.epoch_start:
                 hook(self)
