@@ -1,5 +1,6 @@
 """Names of parts: registering them, finding them without importing, loading them."""
 
+from flambeau.registry.functions import Function, fault_of_function, load_function
 from flambeau.registry.load import (
     EXTRAS,
     FILE_READERS,
@@ -26,6 +27,9 @@ __all__ = [
     "scan_parts",
     "import_roots",
     "load_part",
+    "Function",
+    "load_function",
+    "fault_of_function",
     "verify_kind",
     "takes_batch",
     "refusal",

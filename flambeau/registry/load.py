@@ -88,7 +88,7 @@ def load_part(kind: str, name: str, project_root: Path | None = None) -> Any:
         raise UsageError(f"no {kind} is called {name!r}", remedy=suggest_part(kind, name, find_parts(project_root)))
     if reason := refusal(target):
         raise UsageError(f"{kind}: {target} {reason}")
-    found = _import(target)
+    found = import_object(target)
     verify_kind(kind, found, target)
     return found
 
@@ -107,7 +107,7 @@ def suggest_part(kind: str, name: str, parts: Mapping[tuple[str, str], Part]) ->
     return f"there are: {', '.join(names)}" if names else f"no {kind} is registered; give an import path with a dot"
 
 
-def _import(target: str) -> Any:
+def import_object(target: str) -> Any:
     """The object at a dotted path: the longest prefix that is a module, then attributes."""
     import importlib
     import importlib.util
