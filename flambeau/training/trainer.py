@@ -191,6 +191,8 @@ class Trainer:
         self.last_batch: Batch | None = None
         self._eval_data = EvalData(self)
         self.validation_samples = validation_samples(self.settings, self.loader, self.batch_size)
+        for hook in self.hooks.setup:
+            hook(self)
 
     @property
     def batch_size(self) -> int:
@@ -281,13 +283,26 @@ class Trainer:
             self.stop_reason = f"no improvement of {self.monitor} in {early.patience} validations"
         return self.stop_reason is not None
 
-    def stop(self, reason: str) -> None:
-        """End the run after this step as a finished one; of several processes, after the step when all know of it."""
-        self._ask("stop", reason)
+    def stop(self, reason: str, *, everywhere: bool = False) -> None:
+        """End the run after this step as a finished one; of several processes, after the step when all know of it.
+
+        Args:
+            everywhere: every process says so after this very step, so that it takes effect at once.
+        """
+        if everywhere:
+            self.stop_reason = self.stop_reason or reason
+        else:
+            self._ask("stop", reason)
 
     def preempt(self, reason: str) -> None:
         """Save and leave after this step, to be resumed; of several processes, after the step when all know of it."""
         self._ask("preempt", reason)
+
+    def keep(self) -> None:
+        """Save after this step, and keep the checkpoint for good. To be called by every process after the same step."""
+        self._saves, self._saved_step = True, -1
+        if self.store is not None:
+            self.store.keep(self.state.step)
 
     def paused(self) -> AbstractContextManager[None]:
         """Let this process be without progress for as long as the block takes: `trainer.hang_timeout` waits."""
@@ -433,6 +448,8 @@ class Trainer:
         if self.replicas is not None:
             self.replicas.share_buffers()
         with self.recorder.paused():
+            for hook in self.hooks.validation_start:
+                hook(self)
             samples = self.validation_samples
             scores = {f"val/{name}": value for name, value in self.evaluate(samples=samples).items()}
             if self.ema is not None:
@@ -580,6 +597,8 @@ class Trainer:
             if self._saved_step != self.state.step:
                 raise CheckpointError(f"the last checkpoint, of step {self.state.step}, could not be saved")
         self.recorder.end(self.state, preemption=self.preemption, stop_reason=self.stop_reason)
+        for hook in self.hooks.exit:
+            hook(self, "preempted" if self.preemption else "finished")
 
     def test(self) -> dict[str, float]:
         """Measure the best checkpoint (without a run folder: the model as it is) on the test data."""
@@ -599,6 +618,8 @@ class Trainer:
         for hook in self.hooks.error:
             hook(self, error)
         self.recorder.fail(self.state, error)
+        for hook in self.hooks.exit:
+            hook(self, "failed")
 
     def _close(self) -> None:
         self.feeder.close()
