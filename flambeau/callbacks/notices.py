@@ -26,12 +26,12 @@ LONGEST = 1900
 
 @dataclass(kw_only=True)
 class Webhook:
-    """A webhook that takes JSON by POST: of Slack, Mattermost, Discord, Teams, or one's own."""
+    """A webhook that takes JSON by POST: of Slack, Mattermost, Discord, or one's own."""
 
     url_env: str
     """The name of the environment variable that holds the address, which is a secret itself."""
     key: Literal["text", "content"] = "text"
-    """The key of the message: `text` for Slack, Mattermost, Teams and Discord's addresses that end in `/slack`;
+    """The key of the message: `text` for Slack, Mattermost and Discord's addresses that end in `/slack`;
     `content` for Discord's own."""
 
     def __post_init__(self) -> None:
