@@ -9,7 +9,7 @@ from flambeau.registry import register
 
 if TYPE_CHECKING:
     from flambeau.data import ArrayDataset, Batch, DataModule
-    from flambeau.loading import Run, load_model, load_run
+    from flambeau.loading import Run, load_model, load_run, load_runs
     from flambeau.metrics import Metric
     from flambeau.optim import Schedule
     from flambeau.tracking import Tracker
@@ -29,6 +29,7 @@ __all__ = [
     "Tracker",
     "Run",
     "load_run",
+    "load_runs",
     "load_model",
     "__version__",
 ]
@@ -44,6 +45,7 @@ _HOMES = {
     "Tracker": "flambeau.tracking",
     "Run": "flambeau.loading",
     "load_run": "flambeau.loading",
+    "load_runs": "flambeau.loading",
     "load_model": "flambeau.loading",
 }
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from flambeau.checkpoint import Checkpoint, CheckpointStore
+from flambeau.checkpoint.publish import published
+from flambeau.checkpoint.store import name_of
 from flambeau.config import Config
-from flambeau.config.convert import to_settings
 from flambeau.config.sections import CheckpointSettings
-from flambeau.errors import CheckpointError, UsageError
-from flambeau.run_folder import RunFolder, Status, read_metrics
+from flambeau.errors import CheckpointError, MissingExtraError, UsageError
+from flambeau.run_folder import RunFolder, State, Status, find_runs, read_metrics
 from flambeau.run_folder.saved_config import load_saved_config
+from flambeau.run_folder.status import state_now
 from flambeau.training import Trainer, snapshot
 from flambeau.training.build import build_trainer
+
+if TYPE_CHECKING:
+    import pandas
+
+Column = npt.NDArray[np.float64] | npt.NDArray[np.int64]
+"""Values of a run's record, one a step."""
 
 
 def load_run(path: str | Path) -> Run:
@@ -27,6 +37,11 @@ def load_run(path: str | Path) -> Run:
         RunFolderError: there is none.
     """
     return Run(RunFolder.open(Path(path)))
+
+
+def load_runs(path: str | Path = "runs") -> list[Run]:
+    """All runs below a folder, newest first; none if there is no such folder."""
+    return [Run(RunFolder(summary.path)) for summary in find_runs(Path(path))]
 
 
 def load_model(path: str | Path, *, checkpoint: str | int = "best", device: str = "cpu") -> nn.Module:
@@ -54,6 +69,16 @@ class Run:
         """What the run is doing: state, step, best score."""
         return self.folder.status
 
+    @property
+    def state(self) -> State:
+        """`running`, `finished`, `failed` or `preempted`; `dead` if it says running and its process is gone."""
+        return state_now(self.status)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.status.state == "finished"
+
     @cached_property
     def config(self) -> Config:
         """The configuration it was started with."""
@@ -62,6 +87,54 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, in order."""
         return read_metrics(self.folder.metrics_file)
+
+    def columns(self) -> dict[str, Column]:
+        """The record as a table: a column a name (`train/loss`, `val/accuracy`), a row for each step that has a record.
+
+        Returns:
+            float64 arrays of one length, NaN where a step has no such value; `step` (int64) is the first.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+        for record in self.metrics():
+            rows.setdefault(record["step"], {}).update(record)
+        names = dict.fromkeys(name for row in rows.values() for name, value in row.items() if _is_number(value))
+        names.pop("step", None)
+        table: dict[str, Column] = {"step": np.array(list(rows), dtype=np.int64)}
+        for name in names:
+            values = [row.get(name) for row in rows.values()]
+            table[name] = np.array([value if _is_number(value) else np.nan for value in values], dtype=np.float64)
+        return table
+
+    def curve(self, name: str) -> tuple[Column, Column]:
+        """The steps at which a score was recorded, and its values: `plt.plot(*run.curve("val/loss"))`.
+
+        Raises:
+            UsageError: the record has no such score.
+        """
+        found = [(record["step"], record[name]) for record in self.metrics() if _is_number(record.get(name))]
+        if not found:
+            there = ", ".join(sorted(self.columns()))
+            raise UsageError(f"{self.path} has no record of '{name}'", remedy=f"there are {there}")
+        steps, values = zip(*found, strict=True)
+        return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+    def frame(self) -> pandas.DataFrame:
+        """`columns()` as a pandas table, `step` being its index.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("pandas", "pandas") from error
+        return pandas.DataFrame(self.columns()).set_index("step")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """What can be loaded, by step; each has `step`, `score` and `path`. `checkpoint` verifies one."""
+        store = self._store("max")
+        steps, places = store.steps(), published(store.folder)
+        return [Checkpoint.open(places[name_of(step)]) for step in steps]
 
     def trainer(self, *, checkpoint: str | int = "best", device: str = "auto") -> Trainer:
         """A trainer as the run had it, its model with the weights of a checkpoint; it writes nothing into the run."""
@@ -80,8 +153,7 @@ class Run:
         Raises:
             CheckpointError: there is none.
         """
-        settings = to_settings(CheckpointSettings, self.config.section("checkpoint"))
-        store = CheckpointStore(self.folder.checkpoints, settings=settings, mode=mode, warn=_warn)
+        store = self._store(mode)
         if isinstance(which, int) or which.isdigit():
             return store.at(int(which))
         if which not in ("best", "last"):
@@ -90,6 +162,13 @@ class Run:
         if found is None:
             raise CheckpointError(f"{self.path} has no whole checkpoint")
         return found
+
+    def _store(self, mode: Any) -> CheckpointStore:
+        return CheckpointStore(self.folder.checkpoints, settings=CheckpointSettings(), mode=mode, warn=_warn)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _warn(text: str) -> None:

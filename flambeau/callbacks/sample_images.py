@@ -37,7 +37,7 @@ class SampleImages(Callback):
         self._validations += 1
         if self._validations % self.every or not trainer.recorder.trackers:
             return
-        batch = next(trainer.eval_batches(trainer.val_data))
+        batch = next(trainer.eval_batches(trainer.val_data, trainer.validation_samples))
         inputs = batch.inputs
         if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3, 4):
             return

@@ -70,7 +70,7 @@ class ShardedStore(CheckpointStore):
         from flambeau.checkpoint.shard_writing import write_items
 
         self._join()
-        if step in self._scores and score in (None, self._scores[step]):
+        if step in self._scores and score in (None, self._scores[step]) and step not in self._for_good:
             return
         tree, leaves = encode(state, sharded=True)
         items = []

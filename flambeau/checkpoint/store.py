@@ -69,6 +69,7 @@ class CheckpointStore:
         # By directory name: what this process has written or verified, and what it could not read as a whole.
         self._whole: dict[str, Checkpoint] = {}
         self._passed_over: set[str] = set()
+        self._for_good: set[int] = set()
 
     def save(
         self, step: int, state: Mapping[str, Any], *, score: float | None = None, flush: Sequence[Path] = ()
@@ -76,7 +77,7 @@ class CheckpointStore:
         """Save a state: copy it now, write it in the background.
 
         Waits for a save that is still under way. A step that is already saved is left as it is, unless it
-        comes with another score; then it is replaced.
+        comes with another score, or is to be kept for good; then it is replaced.
 
         Args:
             step: optimizer steps done.
@@ -91,7 +92,8 @@ class CheckpointStore:
         """
         self._join()
         saved = self._whole.get(name_of(step))
-        if saved is not None and saved.path.exists() and (score is None or score == saved.score):
+        stays = step not in self._for_good or (saved is not None and saved.manifest.get("keep"))
+        if saved is not None and saved.path.exists() and score in (None, saved.score) and stays:
             return
         tree, leaves = encode(state)
         tensors = self._copies.take(leaves)
@@ -102,6 +104,10 @@ class CheckpointStore:
             name="flambeau-checkpoint",
         )
         self._thread.start()
+
+    def keep(self, step: int) -> None:
+        """Never remove the checkpoint of `step`, which is to be saved next; its manifest says so."""
+        self._for_good.add(step)
 
     def wait(self) -> None:
         """Return when what was begun is on disk.
@@ -295,6 +301,8 @@ class CheckpointStore:
             "torch": getattr(sys.modules.get("torch"), "__version__", None),
             "files": {name: {"size": record.size, "sha256": record.sha256} for name, record in files.items()},
         }
+        if step in self._for_good:
+            manifest["keep"] = True
         publish.write_file(temporary / MANIFEST, [manifest_bytes(manifest)])
         final = self.folder / name_of(step)
         publish.publish(temporary, final)
@@ -308,7 +316,8 @@ class CheckpointStore:
         self._link("last", name_of(saved))
         self._link("best", ranking[0] if ranking else None)
         scores = {checkpoint.step: checkpoint.score for checkpoint in kept.values()}
-        going = [name_of(step) for step in surplus(scores, self._settings, self._mode, protect=[saved])]
+        for_good = [checkpoint.step for checkpoint in kept.values() if checkpoint.manifest.get("keep")]
+        going = [name_of(step) for step in surplus(scores, self._settings, self._mode, protect=[saved, *for_good])]
         for name in going:
             self._whole.pop(name, None)
         publish.remove(kept[name].path for name in going)

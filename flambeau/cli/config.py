@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flambeau.cli.settings import add_bindings, overrides_of
 from flambeau.config.project import find_project
 from flambeau.console import console, is_terminal
 from flambeau.errors import EXIT_DONE, UsageError
@@ -32,8 +33,9 @@ _WIDEST = 60  # columns of values beyond which origins are no longer lined up
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a name in configs/, or a YAML file")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a name in configs/, or a YAML file; A+B for both")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings, e.g. optimizer.lr=3e-4")
+    add_bindings(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     parser.add_argument(
         "--schema",
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     from flambeau.config.load import load_config
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, overrides_of(args))
     if args.json:
         print(json.dumps(as_json(config), indent=2))
     else:

@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from flambeau.cli.settings import add_bindings, overrides_of
 from flambeau.config.difference import check_changes, differences
 from flambeau.errors import RunFolderError
 from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
@@ -25,6 +26,7 @@ HELP = "go on with a run from its newest whole checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    add_bindings(parser)
     add_device(parser)
     add_processes(parser)
     add_machines(parser)
@@ -43,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
             f"{folder.path} holds no configuration: the run ended before it began, or was started from Python",
             remedy="start it anew with flambeau train, or call Trainer.fit(resume=True) where it was made",
         )
-    before = load_saved_config(folder)
-    config = load_saved_config(folder, args.overrides) if args.overrides else before
+    before, overrides = load_saved_config(folder), overrides_of(args)
+    config = load_saved_config(folder, overrides) if overrides else before
     changes = differences(before, config)
     if LAUNCHER not in os.environ:  # which has shown them
         for change in changes:

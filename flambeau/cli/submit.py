@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flambeau.cli.settings import add_bindings, overrides_of
 from flambeau.console import say
 from flambeau.errors import EXIT_DONE, UsageError
 from flambeau.launch.request import Request, matching
@@ -40,8 +41,9 @@ _EMIT_ONLY = ("image", "storage", "gpu_type", "runtime", "setup")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("config", metavar="CONFIG", help="a name in configs/, or a path to a YAML file")
+    parser.add_argument("config", metavar="CONFIG", help="a name in configs/, or a path to a YAML file; A+B for both")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change: optimizer.lr=3e-4")
+    add_bindings(parser)
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default: runs/<config>/<time>-<id>")
     parser.add_argument("--name", help="the job's name; default: the configuration's")
     job = parser.add_argument_group("what the job asks for")
@@ -115,7 +117,7 @@ def _load(args: argparse.Namespace) -> Config:
         # What a task of the array finds there; for the check, any of its numbers will do.
         first = re.match(r"\d+", args.array)
         os.environ.setdefault("SLURM_ARRAY_TASK_ID", first[0] if first else "0")
-    return load_config(args.config, args.overrides)
+    return load_config(args.config, overrides_of(args))
 
 
 def _submit(args: argparse.Namespace, config: Config, request: Request) -> int:

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from flambeau.cli.settings import add_bindings, overrides_of
 from flambeau.config import load_config
 from flambeau.errors import UsageError
 from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
@@ -21,8 +22,9 @@ HELP = "train a configuration"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a name in configs/, or a path to a YAML file")
+    parser.add_argument("config", metavar="CONFIG", help="a name in configs/, or a path to a YAML file; A+B for both")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change: optimizer.lr=3e-4")
+    add_bindings(parser)
     add_device(parser)
     add_processes(parser)
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default: runs/<config>/<time>-<id>")
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.run_dir is None:
         raise UsageError("--resume needs the run's folder", remedy="--run-dir DIR")
     plan = plan_of(args)
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, overrides_of(args))
     if plan.needs_launcher:
         return launch(plan, args.arguments)
 

@@ -16,6 +16,8 @@ from flambeau.errors import Problem
 class Files:
     """The files of one configuration in the order in which they apply: bases first, the named file last."""
 
+    name: str = ""
+    """The name of the configuration: `lenet`, or `lenet+wide` of two files that were named together."""
     layers: list[tuple[Path, Node]] = field(default_factory=list)
     complete: bool = True
     """Whether every file was found and read; if not, what seems missing may be in the file that is."""
@@ -41,19 +43,26 @@ def find_config(name: str, folders: list[Path], *, other_than: Path | None = Non
 
 
 def read_files(name: str, project: Project, problems: list[Problem]) -> Files:
-    """Reads a configuration and, first, everything that it inherits from.
+    """Reads a configuration and, first, everything that it inherits from; of `lenet+wide`, one after the other.
 
     Each file applies once, where it first comes up: what two bases have in common lies below both.
     """
     files = Files()
-    path = find_config(name, project.config_folders)
-    if path is None:
-        problems.append(
-            Problem(name, "", f"no configuration of this name; {_looked(project)}", _nearest(name, project, None))
-        )
-        files.complete = False
-    else:
-        _visit(path, project, files, [], problems)
+    folders = project.config_folders
+    names = [name] if "+" not in name or find_config(name, folders) is not None else name.split("+")
+    found: list[str] = []
+    for own in names:
+        path = find_config(own, folders)
+        if path is None:
+            problems.append(
+                Problem(own, "", f"no configuration of this name; {_looked(project)}", _nearest(own, project, None))
+            )
+            files.complete = False
+        else:
+            found.append(path.stem)
+            if not any(path.samefile(other) for other, _ in files.layers):
+                _visit(path, project, files, [], problems)
+    files.name = "+".join(found)
     return files
 
 

@@ -13,9 +13,9 @@ from flambeau.config.rules import cross_field_problems
 from flambeau.config.signature import Signature
 from flambeau.config.slots import SLOTS, TOP_LEVEL, Slot
 from flambeau.config.source import Missing
-from flambeau.config.types import Fault, Type, find_faults, written
+from flambeau.config.types import Fault, Type, find_faults, takes_function, written
 from flambeau.errors import Problem
-from flambeau.registry import INSTALLS, refusal, suggest_part
+from flambeau.registry import INSTALLS, fault_of_function, refusal, suggest_part
 
 if TYPE_CHECKING:
     from flambeau.config.load import Config
@@ -172,10 +172,24 @@ class _Check:
         for own, value in section.items():
             if own in known:
                 if not (own == "batch_size" and value is None and section.get("batch_size_per_rank")):
-                    self._add_faults(find_faults(value, known[own].type), f"{key}.{own}")
+                    faults = find_faults(value, known[own].type)
+                    self._add_faults(faults, f"{key}.{own}")
+                    if not faults and isinstance(value, str) and takes_function(known[own].type):
+                        self._check_function(f"{key}.{own}", value)
             elif own != "name" and not takes_any:
                 what = f"unknown setting of `{owner}`" if owner in SLOTS else f"{owner} takes no such argument"
                 self._add(f"{key}.{own}", what, self._suggest(str(own), key, known))
+
+    def _check_function(self, key: str, target: str) -> None:
+        """A function that is named by its import path is there, and may be called."""
+        if "${" in target:
+            return  # known when the data is built
+        if fault := fault_of_function(target):
+            self._add(key, f"{target} {fault}")
+        elif isinstance(found := self.catalog.signature(target), Missing):
+            self._add_missing(key, target, found)
+        elif fault := fault_of_function(found.target):
+            self._add(key, f"{target} is {found.target}, which {fault}")
 
     def _suggest(self, word: str, level: str, names: Any) -> str | None:
         """The nearest name of this level, unless the word is right elsewhere or nothing is near."""

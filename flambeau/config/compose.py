@@ -21,6 +21,7 @@ PREFIX = "FLAMBEAU__"
 class Composed:
     """The layers of a configuration in one tree, references not yet followed."""
 
+    name: str
     root: dict[Key, Node]
     sources: list[Path]
     complete: bool
@@ -42,7 +43,7 @@ def compose(
         _apply(root, path, environ[variable], Origin("environment", variable), report)
     for override in overrides:
         _override(root, override, report)
-    return Composed(root, [path for path, _ in files.layers], files.complete)
+    return Composed(files.name, root, [path for path, _ in files.layers], files.complete)
 
 
 def _override(root: dict[Key, Node], override: str, report: Report) -> None:

@@ -27,7 +27,7 @@ class Config:
     """One configuration, and where each of its values was written."""
 
     name: str
-    """The name of its file, without folder and suffix: `lenet`."""
+    """The name of its file, without folder and suffix: `lenet`; of files named together, `lenet+wide`."""
     values: dict[str, Any]
     """Nested dicts, lists and scalars; references are followed, except those that wait for the data."""
     origins: dict[str, Origin]
@@ -130,7 +130,8 @@ def load_config(
     """Reads, composes, resolves and checks a configuration; torch is not imported.
 
     Args:
-        name_or_path: `lenet` (looked up in the project's `configs/`, then among Flambeau's own) or a file.
+        name_or_path: `lenet` (looked up in the project's `configs/`, then among Flambeau's own), a file, or several
+            joined by `+`, of which the later ones win.
         overrides: `key=value` settings, as on the command line.
         environ: variables `FLAMBEAU__SECTION__KEY` and those that `${env:NAME}` refers to.
         project: default: the project around the working directory.
@@ -158,7 +159,7 @@ def load_config(
 def _config(composed: Composed, resolved: Resolved, project: Project) -> Config:
     tree = Node(resolved.root, COMMAND_LINE)
     return Config(
-        name=composed.sources[-1].stem,
+        name=composed.name,
         values=plain(tree),
         origins={dotted(path): node.origin for path, node in walk(tree) if path},
         sources=composed.sources,

@@ -48,6 +48,9 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
         "`validate_every_steps` replaces it",
         "validate_every_epochs: null",
     )
+    for key in ("validate_every_epochs", "validate_every_steps"):
+        rules.replaced(f"trainer.{key}", "trainer.validate_per_epoch")
+    rules.replaced("trainer.log_every", "trainer.log_per_epoch")
     return rules.problems
 
 
@@ -119,6 +122,11 @@ class _Rules:
                     self.add(f"{key}.{place}", f"both `{given[0]}` and `{given[1]}` are given", "give one of them")
                 elif not given and key == "trainer.clip":
                     self.add(f"{key}.{place}", "nothing says how to clip", "give `norm` or `value`")
+
+    def replaced(self, key: str, by: str) -> None:
+        """Report a value beside another that stands for it."""
+        name, other = key.rpartition(".")[2], by.rpartition(".")[2]
+        self.unread(key, by, lambda value: value is not None, f"`{other}` replaces it", f"{name}: null")
 
     def unread(self, key: str, of: str, without_effect: Any, reason: str, remedy: str) -> None:
         """Report a value that another setting leaves without effect.

@@ -187,6 +187,9 @@ class TrainerSettings:
     """Optimizer steps. Give either `epochs` or `steps`."""
     stop_after_epochs: Annotated[int, Ge(0)] | None = None
     """End the run after this many epochs, with the schedules of the whole run; it can be resumed to go on."""
+    steps_per_epoch: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps that are called an epoch, for data without end or of great length: the next epoch goes on in the
+    data where the last one ended. Default: one pass over the training samples."""
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; bf16 and fp16 use autocast, fp16 with a loss scaler."""
     accumulate: Annotated[int, Ge(1)] = 1
@@ -219,8 +222,15 @@ class TrainerSettings:
     """Epochs between validations. The end of a run is always validated."""
     validate_every_steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps between validations; if given, replaces `validate_every_epochs`."""
+    validate_per_epoch: Annotated[int, Ge(1)] | None = None
+    """Validations in each epoch, evenly spread, the last one at its end; if given, replaces the two above."""
+    validate_batches: Annotated[int, Ge(1)] | None = None
+    """Validate on the first samples alone: so many batches of `data.eval_batch_size` (default: of the global batch), on
+    any number of processes. The test at the end and `flambeau evaluate` measure all samples."""
     log_every: Annotated[int, Ge(1)] = 50
     """Optimizer steps between two log lines; the only moments at which the host waits for the device."""
+    log_per_epoch: Annotated[int, Ge(1)] | None = None
+    """Log lines in each epoch, evenly spread; if given, replaces `log_every`."""
     monitor: str | None = None
     """The validation score that decides which checkpoint is best; default: the first metric, else the loss."""
     monitor_mode: Literal["min", "max"] | None = None
@@ -257,6 +267,8 @@ class CheckpointSettings:
     """Epochs between checkpoints."""
     every_steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps between checkpoints."""
+    per_epoch: Annotated[int, Ge(1)] | None = None
+    """Checkpoints in each epoch, evenly spread, besides those that are due by the settings above."""
     every_minutes: Annotated[float, Gt(0)] | None = 10.0
     """Minutes after which a checkpoint is written even if none is due by steps or epochs."""
     keep_last: Annotated[int, Ge(1)] = 2

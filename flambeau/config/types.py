@@ -19,7 +19,7 @@ from flambeau.config.source import Assigned, Definition, Module, Source, name_of
 
 Form = Literal[
     "any", "none", "bool", "int", "float", "str", "path", "literal", "union", "list", "tuple", "mapping",
-    "record", "object",
+    "record", "object", "function",
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Type:
         words = {
             "none": "null", "bool": "true or false", "int": "an integer", "float": "a number", "str": "text",
             "path": "a path", "mapping": "a mapping", "record": "a mapping", "any": "anything",
-            "object": "an object",
+            "object": "an object", "function": "the import path of a function",
         }  # fmt: skip
         return " ".join([words[self.form], *(_bound(*bound) for bound in self.bounds)])
 
@@ -63,7 +63,8 @@ class Type:
             case "list" | "tuple":
                 inner = f"[{', '.join(item.code() for item in self.items)}]" if self.items else ""
                 return self.form + inner
-        names = {"none": "None", "path": "Path", "mapping": "dict", "record": "dict", "any": "Any"}
+        names = {"none": "None", "path": "Path", "mapping": "dict", "record": "dict", "any": "Any",
+                 "function": "import path"}  # fmt: skip
         bounds = ", ".join(f"{_SIGNS[side]} {bound:g}" for side, bound in self.bounds)
         return names.get(self.form, self.form) + (f" ({bounds})" if bounds else "")
 
@@ -137,6 +138,8 @@ def _read_name(dotted: str, source: Source, depth: int) -> Type:
         return Type("list") if name in _LISTS else Type("mapping") if name in _MAPPINGS else _bare_typing(name)
     if home.split(".")[0] == "torch" and name in _OBJECTS:
         return _OBJECT
+    if home.split(".")[0] == "flambeau" and name == "Function":
+        return Type("function")
     if home == "torch":
         return ANY  # dtype, device, Size: not worth reading the largest module for
     entity = source.resolve(dotted)
@@ -262,6 +265,11 @@ def find_faults(value: Any, type: Type, path: tuple[str | int, ...] = ()) -> lis
     return []
 
 
+def takes_function(type: Type) -> bool:
+    """Whether a text is the import path of a function."""
+    return any(item.form == "function" for item in (type, *(type.items if type.form == "union" else ())))
+
+
 def _has_form(value: Any, form: Form) -> bool:
     match form:
         case "any" | "object":
@@ -274,7 +282,7 @@ def _has_form(value: Any, form: Form) -> bool:
             return isinstance(value, int) and not isinstance(value, bool)
         case "float":
             return isinstance(value, (int, float)) and not isinstance(value, bool)
-        case "str" | "path":
+        case "str" | "path" | "function":
             return isinstance(value, str)
         case _:
             return False

@@ -257,9 +257,10 @@ class EvalFeeder:
     Args: as for Feeder; a random transform is seeded by (seed, index), so that every evaluation is the same. Which
         samples form a batch does not depend on the number of processes: each process gets some of the batches whole.
         Of a map-style dataset these are consecutive ones, of an iterable dataset every `ranks`-th; there may be none.
+        samples: give the first ones alone, of a dataset that may be longer or without end.
 
     Attributes:
-        num_samples: length of the dataset; None for an iterable dataset without one.
+        num_samples: how many there are; None for an iterable dataset without a length.
     """
 
     def __init__(
@@ -276,6 +277,7 @@ class EvalFeeder:
         device_resident: bool | Literal["auto"] = "auto",
         rank: int = 0,
         ranks: int = 1,
+        samples: int | None = None,
     ) -> None:
         device = torch.device(device)
         settings = LoaderSettings(workers=workers, prefetch=prefetch, device_resident=device_resident)
@@ -292,12 +294,13 @@ class EvalFeeder:
                 training=False,
                 rank=rank,
                 ranks=ranks,
+                limit=samples,
             )
             self._source = _StreamSource(stream, settings=settings, device=device)
-            self.num_samples = stream.size
+            self.num_samples = stream.size if samples is None else min(stream.size or samples, samples)
             self._first_batch, self._stride = rank, ranks
         else:
-            self.num_samples = _length(dataset)
+            self.num_samples = _length(dataset) if samples is None else min(_length(dataset), samples)
             self._first_batch, stop = share(-(-self.num_samples // batch_size), rank, ranks)
             self._stride = 1
             in_order = IndexStream(min(stop * batch_size, self.num_samples), seed, shuffle=False)

@@ -35,7 +35,7 @@ def reader_of(kind: str, image_size: int | None = None) -> Reader:
             f"data.reader: there is no reader '{kind}'",
             remedy=f"there are {', '.join(KINDS)}; or give the import path of a function of a path",
         )
-    return load_function(kind, "data.reader")  # type: ignore[no-any-return]
+    return load_function(kind, "data.reader")
 
 
 class ImageReader:

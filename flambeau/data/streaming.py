@@ -62,6 +62,7 @@ class SampleStream:
         training: passes without end, each an epoch of its own; else one pass.
         rank, ranks: which process this is, of how many: in training it gets its share of each batch, else every
             `ranks`-th batch whole.
+        limit: end a pass after so many samples; whether the dataset has as many as it says is then not found out.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class SampleStream:
         training: bool,
         rank: int = 0,
         ranks: int = 1,
+        limit: int | None = None,
     ) -> None:
+        self.limit = limit
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
@@ -114,11 +117,12 @@ class SampleStream:
         for epoch in count(position.epoch):
             iterator = self._open(epoch, state)
             while True:
-                wanted = self.batch_size if self.size is None else min(self.batch_size, self.size - samples_read)
+                ends = [end - samples_read for end in (self.size, self.limit) if end is not None]
+                wanted = min([self.batch_size, *ends])
                 mine = step >= start_step and (self.training or step % self.ranks == self.rank)
                 size, samples = self._take(iterator, epoch, samples_read, wanted, mine=mine)
-                at_end = size < self.batch_size or samples_read + size == self.size
-                if at_end:
+                at_end = size < self.batch_size or samples_read + size in (self.size, self.limit)
+                if at_end and samples_read + size != self.limit:
                     self._require_size(samples_read + size, iterator)
                 if not size or (self.drop_last and size < self.batch_size):
                     break

@@ -1,11 +1,11 @@
 """Names of parts: registering them, finding them without importing, loading them."""
 
+from flambeau.registry.functions import Function, fault_of_function, load_function
 from flambeau.registry.load import (
     DATA_ARGUMENTS,
     EXTRAS,
     FILE_READERS,
     INSTALLS,
-    load_function,
     load_part,
     refusal,
     suggest_part,
@@ -29,7 +29,9 @@ __all__ = [
     "scan_parts",
     "import_roots",
     "load_part",
+    "Function",
     "load_function",
+    "fault_of_function",
     "verify_kind",
     "takes_batch",
     "takes_data",

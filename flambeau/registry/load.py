@@ -93,25 +93,8 @@ def load_part(kind: str, name: str, project_root: Path | None = None) -> Any:
         raise UsageError(f"no {kind} is called {name!r}", remedy=suggest_part(kind, name, find_parts(project_root)))
     if reason := refusal(target):
         raise UsageError(f"{kind}: {target} {reason}")
-    found = _import(target)
+    found = import_object(target)
     verify_kind(kind, found, target)
-    return found
-
-
-def load_function(target: str, place: str) -> Any:
-    """A function at an import path, that a part is to call: the value of the setting `place`.
-
-    Raises:
-        UsageError: nothing is there, it is no function, or it is refused.
-    """
-    if reason := refusal(target):
-        raise UsageError(f"{place}: {target} {reason}")
-    found = _import(target)
-    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if (reason := refusal(home.replace(".<locals>", ""))) and not reason.startswith("is not an import path"):
-        raise UsageError(f"{place}: {target} is {home}, which {reason}")
-    if not callable(found):
-        raise UsageError(f"{place}: {target} is a {type(found).__name__}, and no function")
     return found
 
 
@@ -129,7 +112,7 @@ def suggest_part(kind: str, name: str, parts: Mapping[tuple[str, str], Part]) ->
     return f"there are: {', '.join(names)}" if names else f"no {kind} is registered; give an import path with a dot"
 
 
-def _import(target: str) -> Any:
+def import_object(target: str) -> Any:
     """The object at a dotted path: the longest prefix that is a module, then attributes."""
     import importlib
     import importlib.util

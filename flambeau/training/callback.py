@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
+
+Outcome = Literal["finished", "failed", "preempted"]
+"""How a run, or this part of it, came to its end."""
 
 
 class Callback:
@@ -15,6 +18,9 @@ class Callback:
     What changes the meaning of a run (accumulation, averaging, early stopping, preemption) stands in the loop
     itself. A callback with state of its own gives it in `state_dict`; it is then in every checkpoint.
     """
+
+    def on_setup(self, trainer: Trainer) -> None:
+        """Once the trainer is made, before there is a run: refuse here, with a `UsageError`, what cannot work."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Before the first step, after a checkpoint has been loaded."""
@@ -27,6 +33,9 @@ class Callback:
 
     def on_log(self, trainer: Trainer, record: Mapping[str, float]) -> None:
         """After the training record of the last `log_every` steps was written."""
+
+    def on_validation_start(self, trainer: Trainer) -> None:
+        """Before each validation."""
 
     def on_validation_end(self, trainer: Trainer, scores: Mapping[str, float]) -> None:
         """After each validation."""
@@ -43,6 +52,12 @@ class Callback:
     def on_error(self, trainer: Trainer, error: BaseException) -> None:
         """When an exception leaves the loop; it goes on to the caller afterwards."""
 
+    def on_exit(self, trainer: Trainer, outcome: Outcome) -> None:
+        """The last of all, however the run ended: everything is saved, and the status is written.
+
+        Called from another thread, with a second to act, in a process that is ended because another one failed.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart: plain data and tensors."""
         return {}
@@ -56,22 +71,25 @@ class Hooks:
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
         self.callbacks = callbacks
+        self.setup = self._find("on_setup")
         self.fit_start = self._find("on_fit_start")
         self.epoch_start = self._find("on_epoch_start")
         self.step_end = self._find("on_step_end")
         self.log = self._find("on_log")
+        self.validation_start = self._find("on_validation_start")
         self.validation_end = self._find("on_validation_end")
         self.epoch_end = self._find("on_epoch_end")
         self.checkpoint = self._find("on_checkpoint")
         self.fit_end = self._find("on_fit_end")
         self.error = self._find("on_error")
+        self.exit = self._find("on_exit")
 
     def _find(self, name: str) -> tuple[Callable[..., None], ...]:
         default = getattr(Callback, name)
         return tuple(
             getattr(callback, name)
             for callback in self.callbacks.values()
-            if getattr(type(callback), name, default) is not default
+            if name in getattr(callback, "__dict__", ()) or getattr(type(callback), name, default) is not default
         )
 
     def state_dict(self) -> dict[str, Any]:

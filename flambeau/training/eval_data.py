@@ -16,15 +16,20 @@ class EvalData:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._feeders: dict[int, tuple[Any, EvalFeeder]] = {}
+        self._feeders: dict[tuple[int, int | None], tuple[Any, EvalFeeder]] = {}
 
-    def batches(self, data: Any) -> Iterator[Batch]:
-        """The batches of `data` that this process has, each with its number among those of all processes."""
+    def batches(self, data: Any, samples: int | None = None) -> Iterator[Batch]:
+        """The batches of `data` that this process has, each with its number among those of all processes.
+
+        Args:
+            samples: take the first ones alone.
+        """
         trainer = self._trainer
-        _, feeder = self._feeders.get(id(data), (None, None))
+        key = id(data), samples
+        _, feeder = self._feeders.get(key, (None, None))
         if feeder is None:
-            feeder = self._feed(data)
-            self._feeders[id(data)] = data, feeder  # `data` is held, so that no other gets its id
+            feeder = self._feed(data, samples)
+            self._feeders[key] = data, feeder  # `data` is held, so that no other gets its id
         for number, batch in zip(feeder.numbers(), feeder.batches(), strict=False):
             if trainer.team is not None:
                 trainer.team.beat(f"batch {number} of an evaluation after step {trainer.state.step}")
@@ -38,7 +43,7 @@ class EvalData:
             feeder.close()
         self._feeders.clear()
 
-    def _feed(self, data: Any) -> EvalFeeder:
+    def _feed(self, data: Any, samples: int | None) -> EvalFeeder:
         trainer, loader = self._trainer, self._trainer.loader
         micro = max(trainer.batch_size // (trainer.accumulate * trainer.world.size), 1)
         return EvalFeeder(
@@ -53,4 +58,5 @@ class EvalData:
             device_resident=loader.device_resident,
             rank=trainer.world.rank,
             ranks=trainer.world.size,
+            samples=samples,
         )

@@ -24,9 +24,12 @@ def validate(trainer: Trainer) -> dict[str, float]:
     if trainer.replicas is not None:
         trainer.replicas.share_buffers()
     with trainer.recorder.paused():
-        scores = {f"val/{name}": value for name, value in trainer.evaluate().items()}
+        for hook in trainer.hooks.validation_start:
+            hook(trainer)
+        samples = trainer.validation_samples
+        scores = {f"val/{name}": value for name, value in trainer.evaluate(samples=samples).items()}
         if trainer.ema is not None:
-            averaged = trainer.evaluate(model=trainer.ema.model)
+            averaged = trainer.evaluate(model=trainer.ema.model, samples=samples)
             scores |= {f"val/ema/{name}": value for name, value in averaged.items()}
         if trainer.monitor not in scores:
             raise UsageError(f"trainer.monitor is '{trainer.monitor}', and validation gives {', '.join(scores)}")

@@ -239,7 +239,7 @@ def _make_stepper(
     scaler: torch.amp.GradScaler | None,
     name: str | None = None,
 ) -> Stepper:
-    steps, epoch = trainer.planned_steps, trainer.feeder.steps_per_epoch
+    steps, epoch = trainer.planned_steps, trainer.steps_per_epoch
     return Stepper(
         optimizer,
         make_schedule(scheduler, steps, epoch),

@@ -11,6 +11,8 @@ from flambeau.optim import Constant, Schedule, takes_epochs
 DEBUG_BATCHES = {"one_batch": 1, "few_batches": 3}
 """Batches of training and of each evaluation in the shortened runs of `trainer.debug`."""
 
+_LENGTH = "set trainer.steps, or say with trainer.steps_per_epoch how long an epoch is"
+
 OVERFIT_STEPS = 200
 """Steps on the one batch of `debug: overfit_batch`, where the run is not shorter already."""
 
@@ -32,7 +34,7 @@ def plan_steps(settings: TrainerSettings, steps_per_epoch: int | None) -> int:
     if settings.steps is not None:
         return settings.steps
     if steps_per_epoch is None:
-        raise UsageError("trainer.epochs: the length of the training data is not known", remedy="set trainer.steps")
+        raise UsageError("trainer.epochs: the length of the training data is not known", remedy=_LENGTH)
     return (settings.epochs or 0) * steps_per_epoch
 
 
@@ -45,9 +47,7 @@ def end_of_run(settings: TrainerSettings, planned_steps: int, steps_per_epoch: i
     end = planned_steps
     if (epochs := settings.stop_after_epochs) is not None:
         if steps_per_epoch is None:
-            raise UsageError(
-                "trainer.stop_after_epochs: the length of the training data is not known", remedy="leave it out"
-            )
+            raise UsageError("trainer.stop_after_epochs: the length of the training data is not known", remedy=_LENGTH)
         if epochs * steps_per_epoch > planned_steps:
             raise UsageError(
                 f"trainer.stop_after_epochs: {epochs} epochs are more than the run's {planned_steps:,} steps",
@@ -61,6 +61,16 @@ def end_of_run(settings: TrainerSettings, planned_steps: int, steps_per_epoch: i
     if settings.debug == "overfit_batch":
         return min(end, OVERFIT_STEPS)
     return end
+
+
+def validation_samples(settings: TrainerSettings, loader: LoaderSettings, batch_size: int) -> int | None:
+    """The samples that a validation measures, the same at any number of processes; None for all.
+
+    Args:
+        batch_size: the global batch.
+    """
+    batches = settings.validate_batches
+    return None if batches is None else batches * (loader.eval_batch_size or batch_size)
 
 
 def check_splits(settings: TrainerSettings, *, val_data: object, test_data: object) -> None:

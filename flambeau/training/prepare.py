@@ -59,7 +59,7 @@ def _rehearse(trainer: Trainer, first: Batch) -> Rehearsal:
     val = None
     if trainer.val_data is not None:
         with isolated(derive(trainer.seed, "evaluation")):
-            val = next(trainer.eval_batches(trainer.val_data), None)
+            val = next(trainer.eval_batches(trainer.val_data, trainer.validation_samples), None)
     found = rehearse(trainer, first.split(trainer.parts(first))[0] if plain else None, val)
     # A buffer may change with some samples only, and all processes must treat it alike.
     every = trainer.world.gather(found.changed_buffers)

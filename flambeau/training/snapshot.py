@@ -89,9 +89,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
 
 def replanning(trainer: Trainer, old_total: int, step: int) -> str | None:
     """What it does to the schedule that the run was planned over another number of steps; None if nothing."""
-    return describe_replanning(
-        trainer.scheduler, old_total, trainer.planned_steps, step, trainer.feeder.steps_per_epoch
-    )
+    return describe_replanning(trainer.scheduler, old_total, trainer.planned_steps, step, trainer.steps_per_epoch)
 
 
 def chosen(trainer: Trainer, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:

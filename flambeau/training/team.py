@@ -55,12 +55,18 @@ class Team:
     @classmethod
     def of(cls, trainer: Trainer, signals: StopSignals) -> Team:
         """The team of a trainer's run."""
+
+        def cut_off(why: str, text: str) -> None:
+            trainer.recorder.cut_off(trainer.state, why, text)
+            for hook in trainer.hooks.exit:
+                hook(trainer, "failed")
+
         return cls(
             trainer.world,
             trainer.device,
             trainer.settings.hang_timeout,
             signal=lambda: signals.received,
-            cut_off=lambda why, text: trainer.recorder.cut_off(trainer.state, why, text),
+            cut_off=cut_off,
         )
 
     def compare(self, copies: Mapping[str, torch.Tensor], every: int) -> None:

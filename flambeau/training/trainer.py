@@ -47,7 +47,15 @@ from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.named_optimizers import make_steppers
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, end_of_run, global_batch, plan_steps
+from flambeau.training.plan import (
+    DEBUG_BATCHES,
+    Scheduler,
+    check_splits,
+    end_of_run,
+    global_batch,
+    plan_steps,
+    validation_samples,
+)
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
@@ -167,10 +175,10 @@ class Trainer:
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        epoch = self.feeder.steps_per_epoch
-        self.planned_steps = plan_steps(self.settings, epoch)  # what schedules are laid over
-        self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
-        self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
+        self.steps_per_epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
+        self.planned_steps = plan_steps(self.settings, self.steps_per_epoch)  # what schedules are laid over
+        self.total_steps = end_of_run(self.settings, self.planned_steps, self.steps_per_epoch)
+        self.due = Due(self.settings, self.checkpoint, self.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
@@ -206,6 +214,9 @@ class Trainer:
         self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
         self.last_batch: Batch | None = None
         self._eval_data = EvalData(self)
+        self.validation_samples = validation_samples(self.settings, self.loader, self.batch_size)
+        for hook in self.hooks.setup:
+            hook(self)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -226,7 +237,7 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """The number of the epoch that the last step belongs to, from 1; 0 where the data has no known length."""
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         return -(-self.state.step // steps) if steps else 0
 
     # ---------------------------------------------------------------- the run
@@ -307,13 +318,26 @@ class Trainer:
             self.stop_reason = f"no improvement of {self.monitor} in {early.patience} validations"
         return self.stop_reason is not None
 
-    def stop(self, reason: str) -> None:
-        """End the run after this step as a finished one; of several processes, after the step when all know of it."""
-        self.requests.add("stop", reason)
+    def stop(self, reason: str, *, everywhere: bool = False) -> None:
+        """End the run after this step as a finished one; of several processes, after the step when all know of it.
+
+        Args:
+            everywhere: every process says so after this very step, so that it takes effect at once.
+        """
+        if everywhere:
+            self.stop_reason = self.stop_reason or reason
+        else:
+            self.requests.add("stop", reason)
 
     def preempt(self, reason: str) -> None:
         """Save and leave after this step, to be resumed; of several processes, after the step when all know of it."""
         self.requests.add("preempt", reason)
+
+    def keep(self) -> None:
+        """Save after this step, and keep the checkpoint for good. To be called by every process after the same step."""
+        self.saves, self._saved_step = True, -1
+        if self.store is not None:
+            self.store.keep(self.state.step)
 
     def paused(self) -> AbstractContextManager[None]:
         """Let this process be without progress for as long as the block takes: `trainer.hang_timeout` waits."""
@@ -457,8 +481,12 @@ class Trainer:
         """Measure the model, and its average if one is kept, on the validation data."""
         return measuring.validate(self)
 
-    def evaluate(self, data: Any = None, *, model: nn.Module | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: Any = None, *, model: nn.Module | None = None, samples: int | None = None
+    ) -> dict[str, float]:
         """The loss and metrics of `model` (default: the one in training) on `data` (default: the validation data).
+
+        With `samples`, on the first ones alone.
 
         Nothing of the run changes: not the weights, nor the random generators, nor the mode of a module.
         """
@@ -473,16 +501,16 @@ class Trainer:
         with isolated(derive(self.seed, "evaluation")):
             return evaluate(
                 self.model if model is None else model,
-                self.eval_batches(data),
+                self.eval_batches(data) if samples is None else self.eval_batches(data, samples),
                 self.evaluation_step,
                 self.metrics,
                 limit=DEBUG_BATCHES.get(self.settings.debug or ""),
                 world=self.world,
             )
 
-    def eval_batches(self, data: Any) -> Iterator[Batch]:
-        """Batches of `data` in order, each sample once; of several processes, each gets some of the batches."""
-        return self._eval_data.batches(data)
+    def eval_batches(self, data: Any, samples: int | None = None) -> Iterator[Batch]:
+        """Batches of `data` (its first `samples`) in order, each once; of several processes, each gets some of them."""
+        return self._eval_data.batches(data, samples)
 
     def evaluation_step(self, model: nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | None, Any]:
         """The outputs of a batch, its loss (None without a criterion), and the units the loss is a mean over."""
@@ -543,7 +571,7 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch, self.planned_steps)
+        self.recorder.open(self.state, self.total_steps, self.steps_per_epoch, self.planned_steps)
         self.model.train()
         for module in self.frozen:
             module.eval()
@@ -553,7 +581,7 @@ class Trainer:
     def _after_step(self, step: int) -> None:
         for hook in self.hooks.step_end:
             hook(self)
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         if steps and step % steps == 0:
             for hook in self.hooks.epoch_end:
                 hook(self)
@@ -564,7 +592,7 @@ class Trainer:
     def _start_epoch(self) -> None:
         # Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be
         # done again by a run that resumes from it.
-        steps = self.feeder.steps_per_epoch
+        steps = self.steps_per_epoch
         if self.hooks.epoch_start and steps and self.state.step % steps == 0:
             for hook in self.hooks.epoch_start:
                 hook(self)
@@ -588,6 +616,8 @@ class Trainer:
             if self._saved_step != self.state.step:
                 raise CheckpointError(f"the last checkpoint, of step {self.state.step}, could not be saved")
         self.recorder.end(self.state, preemption=self.preemption, stop_reason=self.stop_reason)
+        for hook in self.hooks.exit:
+            hook(self, "preempted" if self.preemption else "finished")
 
     def test(self) -> dict[str, float]:
         """Measure the best checkpoint (without a run folder: the model as it is) on the test data."""
@@ -597,6 +627,8 @@ class Trainer:
         for hook in self.hooks.error:
             hook(self, error)
         self.recorder.fail(self.state, error)
+        for hook in self.hooks.exit:
+            hook(self, "failed")
 
     def _close(self) -> None:
         self.feeder.close()

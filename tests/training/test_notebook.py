@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import flambeau as package
-from flambeau import Callback, Trainer, load_model, load_run
+from flambeau import Callback, Trainer, load_model, load_run, load_runs
 from flambeau.checkpoint import Checkpoint
-from flambeau.errors import CheckpointError, RunFolderError, UsageError
+from flambeau.errors import CheckpointError, MissingExtraError, RunFolderError, UsageError
 from flambeau.run_folder import read_metrics
 
 
@@ -190,6 +191,11 @@ class TestForms:
         assert max(evaluation) < 10
 
 
+class Broken(Callback):
+    def on_step_end(self, trainer: Trainer) -> None:
+        raise ArithmeticError("mine")
+
+
 @pytest.fixture
 def run(flambeau: InProcess) -> Path:
     """A finished run of the small project, its best checkpoint before its last."""
@@ -205,6 +211,50 @@ class TestRuns:
         assert loaded.status.state == "finished"
         assert loaded.metrics() == read_metrics(run / "metrics.jsonl")
         assert loaded.metrics()[-1]["step"] == 48
+
+    def test_its_record_comes_as_columns_and_as_curves(self, run: Path) -> None:
+        """A row a step; what was not measured there is NaN."""
+        loaded = load_run(run)
+        columns, records = loaded.columns(), loaded.metrics()
+        steps = sorted({record["step"] for record in records})
+        assert next(iter(columns)) == "step"
+        assert columns["step"].tolist() == steps
+        assert {len(column) for column in columns.values()} == {len(steps)}
+        for name, column in columns.items():
+            found = {record["step"]: record[name] for record in records if name in record}
+            assert {step: value for step, value in zip(steps, column, strict=True) if not np.isnan(value)} == found
+        at, values = loaded.curve("val/accuracy")
+        assert at.tolist() == [12, 24, 36, 48]
+        assert values.tolist() == [record["val/accuracy"] for record in records if "val/accuracy" in record]
+        with pytest.raises(UsageError, match=r"no record of 'val/acc'\n  there are .*val/accuracy"):
+            loaded.curve("val/acc")
+
+    def test_pandas_gets_the_same_table(self, run: Path) -> None:
+        pytest.importorskip("pandas", reason="the extra pandas is not installed")
+        frame = load_run(run).frame()
+        assert frame.index.name == "step"
+        assert frame["val/accuracy"].dropna().tolist() == load_run(run).curve("val/accuracy")[1].tolist()
+
+    def test_without_pandas_it_says_what_to_install(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(MissingExtraError, match=r"flambeau\[pandas\]"):
+            load_run(run).frame()
+
+    def test_its_state_and_its_checkpoints_are_listed(self, run: Path) -> None:
+        loaded = load_run(run)
+        assert (loaded.state, loaded.finished) == ("finished", True)
+        checkpoints = loaded.checkpoints()
+        assert [checkpoint.step for checkpoint in checkpoints] == [12, 24, 36, 48]
+        scores = dict(zip(*[array.tolist() for array in loaded.curve(loaded.status.best["metric"])], strict=True))  # type: ignore[index]
+        assert {checkpoint.step: checkpoint.score for checkpoint in checkpoints} == scores
+
+    def test_all_runs_of_a_folder_are_had_at_once(self, run: Path, flambeau: InProcess) -> None:
+        """Also one that did not come to its end."""
+        with pytest.raises(ArithmeticError):
+            make_trainer(run_dir=run.parent / "other", callbacks=[Broken()]).fit()
+        runs = load_runs(run.parent)
+        assert {(loaded.path.name, loaded.finished) for loaded in runs} == {("run", True), ("other", False)}
+        assert load_runs(run / "nowhere") == []
 
     def test_a_model_comes_in_evaluation_mode_with_the_weights_of_a_checkpoint(self, run: Path) -> None:
         store = run / "checkpoints"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fates import Crew
 from support.tasks import linear, make_trainer, points, weights
 from torch.utils.data import IterableDataset
 
@@ -167,6 +168,9 @@ class Diary(Callback):
     def note(self, what: str, trainer: Trainer) -> None:
         self.entries.append(f"{what} {trainer.state.step}")
 
+    def on_setup(self, trainer: Trainer) -> None:
+        self.note("setup", trainer)
+
     def on_fit_start(self, trainer: Trainer) -> None:
         self.note("fit_start", trainer)
 
@@ -179,6 +183,9 @@ class Diary(Callback):
     def on_log(self, trainer: Trainer, record: Mapping[str, float]) -> None:
         assert "train/loss" in record
         self.note("log", trainer)
+
+    def on_validation_start(self, trainer: Trainer) -> None:
+        self.note("validation_start", trainer)
 
     def on_validation_end(self, trainer: Trainer, scores: Mapping[str, float]) -> None:
         assert "val/loss" in scores
@@ -196,6 +203,23 @@ class Diary(Callback):
     def on_error(self, trainer: Trainer, error: BaseException) -> None:
         self.note(f"error {error}", trainer)
 
+    def on_exit(self, trainer: Trainer, outcome: str) -> None:
+        if trainer.run_folder is not None:
+            assert trainer.run_folder.status.state == outcome
+        self.note(outcome, trainer)
+
+
+def run_that_fails_on_rank_1(run_dir: Path) -> None:
+    class Fail(Callback):
+        def on_step_end(self, trainer: Trainer) -> None:
+            if trainer.world.rank == 1:
+                raise ArithmeticError("mine")
+
+        def on_exit(self, trainer: Trainer, outcome: str) -> None:
+            print(outcome, flush=True)
+
+    make_trainer(callbacks=[Fail()], dry_batch=False, run_dir=run_dir).fit()
+
 
 class TestCallbacks:
     def test_hooks_come_in_the_order_of_the_documentation(self, tmp_path: Path) -> None:
@@ -204,9 +228,11 @@ class TestCallbacks:
             batch_size=10, epochs=2, log_every=3, val_data=points(), callbacks=[diary], run_dir=tmp_path / "run"
         ).fit()
         assert diary.entries == [
+            "setup 0",
             "fit_start 0",
             "epoch_start 0",
             "step_end 1",
+            "validation_start 2",
             "validation_end 2",
             "step_end 2",
             "epoch_end 2",
@@ -215,11 +241,13 @@ class TestCallbacks:
             "log 3",
             "step_end 3",
             "log 4",
+            "validation_start 4",
             "validation_end 4",
             "step_end 4",
             "epoch_end 4",
             "checkpoint 4",
             "fit_end 4",
+            "finished 4",
         ]
 
     def test_a_resume_at_the_end_of_an_epoch_starts_the_next_one_once(self, tmp_path: Path) -> None:
@@ -234,6 +262,7 @@ class TestCallbacks:
         make_trainer(epochs=2, callbacks={"diary": after}, run_dir=tmp_path / "run").fit(resume=True)
         starts = [entry for entry in before.entries + after.entries if entry.startswith("epoch_start")]
         assert starts == ["epoch_start 0", "epoch_start 3"]
+        assert (before.entries[-1], after.entries[-1]) == ("preempted 3", "finished 6")
 
     def test_an_error_is_shown_to_them_and_goes_on_to_the_caller(self) -> None:
         class Fail(Callback):
@@ -243,7 +272,7 @@ class TestCallbacks:
         diary = Diary()
         with pytest.raises(ArithmeticError, match="mine"):
             make_trainer(callbacks=[diary, Fail()]).fit()
-        assert diary.entries[-1] == "error mine 1"
+        assert diary.entries[-2:] == ["error mine 1", "failed 1"]
 
     def test_they_run_in_the_order_in_which_they_are_given(self) -> None:
         order: list[str] = []
@@ -256,6 +285,11 @@ class TestCallbacks:
 
         make_trainer(callbacks={"b": Second(), "a": First()}, epochs=0).fit()
         assert order == ["Second", "First"]
+
+    def test_every_process_calls_the_last_hook_also_of_a_run_that_another_one_failed(self, tmp_path: Path) -> None:
+        """Of those that only lose their partner too."""
+        crew = Crew(tmp_path, 2, run_that_fails_on_rank_1, tmp_path / "run")
+        assert ["failed" in fate.output for fate in crew.fates()] == [True, True]
 
     def test_two_of_one_class_keep_their_states_apart(self, tmp_path: Path) -> None:
         class Counter(Callback):
