@@ -16,6 +16,7 @@ HARMLESS = (
     "data.device_resident",
     "trainer.progress",
     "trainer.profile*",
+    "trainer.detect_anomaly",
     "trainer.test_at_end",
     "checkpoint*",
     "tracking*",

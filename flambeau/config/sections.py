@@ -165,8 +165,11 @@ class TrainerSettings:
     """Use deterministic algorithms, so that a repeated or resumed run gives the same bits."""
     test_at_end: bool = False
     """Evaluate the best checkpoint on the test split at the end."""
-    debug: Literal["one_batch", "one_epoch", "few_batches", "overfit_batch"] | None = None
-    """Shortened runs: one batch of everything, one epoch, three batches of everything, or one batch over and over."""
+    debug: Literal["one_batch", "one_epoch", "one_validation", "few_batches", "overfit_batch"] | None = None
+    """Shortened runs, marked as such: one batch of everything, one epoch, one step and a whole validation, three
+    batches of everything, or one batch over and over."""
+    detect_anomaly: bool = False
+    """Stop at the first backward operation that gives NaN, and show the forward operation that it belongs to; slow."""
     profile: ProfileSettings | None = None
     """Record a profiler trace."""
     progress: bool = True

@@ -32,6 +32,8 @@ def plan_steps(settings: TrainerSettings, steps_per_epoch: int | None) -> int:
         total = (settings.epochs or 0) * steps_per_epoch
     if settings.debug in DEBUG_BATCHES:
         return min(total, DEBUG_BATCHES[settings.debug])
+    if settings.debug == "one_validation":
+        return min(total, 1)
     if settings.debug == "one_epoch":
         return min(total, steps_per_epoch) if steps_per_epoch is not None else total
     if settings.debug == "overfit_batch":

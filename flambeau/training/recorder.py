@@ -46,10 +46,12 @@ class Recorder:
         self._timed_samples = 0
         self._timed_at = time.perf_counter()
 
-    def open(self, state: TrainState, total_steps: int, steps_per_epoch: int | None) -> None:
-        """Begin, or go on from `state`."""
+    def open(
+        self, state: TrainState, total_steps: int, steps_per_epoch: int | None, *, debug: str | None = None
+    ) -> None:
+        """Begin, or go on from `state`; `debug` is what shortens the run."""
         self._steps_per_epoch = steps_per_epoch
-        self.status(state="running", **self._progress(state), total_steps=total_steps, error=None)
+        self.status(state="running", **self._progress(state), total_steps=total_steps, error=None, debug=debug)
         self.bar.start(step=state.step, total=total_steps, steps_per_epoch=steps_per_epoch)
         self._restart_clock(state)
 

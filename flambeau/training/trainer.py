@@ -221,6 +221,8 @@ class Trainer:
             stack.enter_context(
                 deterministic_algorithms(self.settings.deterministic, self.device, compiled=self.settings.compile)
             )
+            if self.settings.detect_anomaly:
+                stack.enter_context(torch.autograd.set_detect_anomaly(True))
             signals = stack.enter_context(StopSignals())
             self.team = Team.of(self, signals) if self.world.size > 1 else None
             folder = stack.enter_context(run_folder_of(self.run_dir, resume, self.device, self.world))
@@ -528,7 +530,7 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
+        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch, debug=self.settings.debug)
         self.model.train()
         for module in self.frozen:
             module.eval()
