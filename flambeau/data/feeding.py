@@ -253,6 +253,7 @@ class EvalFeeder:
 
     Attributes:
         num_samples: length of the dataset; None for an iterable dataset without one.
+        num_batches: batches that this process has of it; None likewise.
     """
 
     def __init__(
@@ -275,6 +276,7 @@ class EvalFeeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.num_samples: int | None
+        self.num_batches: int | None
         if _is_stream(dataset):
             stream = SampleStream(
                 dataset,
@@ -289,9 +291,11 @@ class EvalFeeder:
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.num_samples = stream.size
             self._first_batch, self._stride = rank, ranks
+            self.num_batches = None if stream.size is None else len(range(rank, -(-stream.size // batch_size), ranks))
         else:
             self.num_samples = _length(dataset)
             self._first_batch, stop = share(-(-self.num_samples // batch_size), rank, ranks)
+            self.num_batches = stop - self._first_batch
             self._stride = 1
             in_order = IndexStream(min(stop * batch_size, self.num_samples), seed, shuffle=False)
             order = BatchOrder(in_order, batch_size, drop_last=False, endless=False)

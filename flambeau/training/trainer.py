@@ -229,7 +229,7 @@ class Trainer:
             stack.callback(self._close)
             try:
                 self._begin(resume, folder)
-                batches = prepare(self, self.batches(self.state.step))
+                batches = self.recorder.timed(prepare(self, self.batches(self.state.step)), self.state)
                 with profiler(self.settings.profile, folder if self.world.is_main else None) as profile_step:
                     while not self.finished():
                         self._start_epoch()
@@ -432,7 +432,7 @@ class Trainer:
             return {}
         if self.replicas is not None:
             self.replicas.share_buffers()
-        with self.recorder.paused():
+        with self.recorder.paused("validation"):
             scores = {f"val/{name}": value for name, value in self.evaluate().items()}
             if self.ema is not None:
                 averaged = self.evaluate(model=self.ema.model)
@@ -516,7 +516,9 @@ class Trainer:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
         quiet = not self.world.is_main
-        self.recorder = Recorder(own_folder, self.monitor, progress=self.settings.progress, quiet=quiet)
+        self.recorder = Recorder(
+            own_folder, self.monitor, progress=self.settings.progress, quiet=quiet, workers=self.loader.workers
+        )
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
