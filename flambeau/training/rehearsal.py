@@ -166,6 +166,7 @@ def undone(trainer: Trainer) -> Iterator[Kept]:
             stack.enter_context(unsynced(module))
         stack.enter_context(isolated(derive(trainer.seed, "rehearsal")))
         trainer.train_means = type(trainer.train_means)()
+        trainer.rehearsing = True
         yield kept
 
 

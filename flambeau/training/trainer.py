@@ -50,6 +50,7 @@ from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.running_means import RunningMeans
+from flambeau.training.showing import Showing
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
@@ -59,7 +60,7 @@ TrackerFactory = Callable[[Path, "int | None"], Sequence[Tracker]]
 
 
 @register.trainer("default")
-class Trainer:
+class Trainer(Showing):
     """Trains one model.
 
     Args:
@@ -311,6 +312,7 @@ class Trainer:
 
     def seed_step(self) -> None:
         """Dropout and noise of a step are a function of (seed, step, rank), whatever ran before it."""
+        self._begun_step = self.state.step + 1
         seed_torch(derive(self._step_seed, self.state.step, *self._own_path), self.device)
         if self.world.size > 1:  # a checkpoint holds the state of rank 0's generators alone
             seed_numpy_and_random(derive(self._step_seed, self.state.step, self.world.rank))
