@@ -17,7 +17,7 @@ def draw_figure(figure: Any) -> NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     before = figure.canvas
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     try:
         canvas.draw()
         return np.array(canvas.buffer_rgba(), dtype=np.uint8).transpose(2, 0, 1)

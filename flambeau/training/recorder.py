@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from flambeau import console
 from flambeau.data import Batch
+from flambeau.insight.timer import Totals, collected_by
 from flambeau.run_folder import MetricsFile, RunFolder
 from flambeau.tracking import Tracker
 from flambeau.training.pace import DataWatch, Pace, Smoothed, between
@@ -50,6 +51,7 @@ class Recorder:
         self._pace, self._smoothed, self._data_watch = Pace(), Smoothed(), DataWatch()
         self._timed = self._ticked = self._pace.read(0, 0)
         self._seconds_of: dict[str, float] = {}
+        self._timers, self._stack = Totals(), ExitStack()
 
     def open(
         self, state: TrainState, total_steps: int, steps_per_epoch: int | None, *, debug: str | None = None
@@ -58,10 +60,12 @@ class Recorder:
         self._steps_per_epoch = steps_per_epoch
         self.status(state="running", **self._progress(state), total_steps=total_steps, error=None, debug=debug)
         self.bar.start(step=state.step, total=total_steps, steps_per_epoch=steps_per_epoch)
+        self._stack.enter_context(collected_by(self._timers))
 
     def timed(self, batches: Iterator[Batch], state: TrainState) -> Iterator[Batch]:
         """Begin to take the time, as the first step is about to; `batches`, whose waiting time is noted."""
         self._timed = self._ticked = self._pace.read(state.step, state.samples)
+        self._timers.take()  # of the dry batch
         return self._pace.timed(batches)
 
     def scalars(self, record: Mapping[str, float], step: int) -> None:
@@ -91,6 +95,7 @@ class Recorder:
 
     def _write_timing(self, step: int, record: dict[str, float]) -> None:
         record |= {f"{name}_seconds": round(seconds, 4) for name, seconds in self._seconds_of.items()}
+        record |= {f"timer/{name}": round(seconds, 6) for name, seconds in self._timers.take().items()}
         self._seconds_of.clear()
         if self._timing is not None:
             self._timing.append({"step": step, "time": _now(), **record})
@@ -197,6 +202,7 @@ class Recorder:
                 file.flush()
 
     def close(self) -> None:
+        self._stack.close()
         self.bar.stop()
         for file in (self._metrics, self._timing):
             if file is not None:

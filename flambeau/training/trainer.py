@@ -388,6 +388,8 @@ class Trainer(Showing):
         if self.replicas is not None:
             self.replicas.finish()
         if guard.gradients_are_usable(self):
+            for hook in self.hooks.gradients:
+                hook(self)
             factor = self.schedule(self.state.updates)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
