@@ -34,8 +34,8 @@ class Gradients(Callback):
         modules: shell-style patterns of module names.
         weights: the norms of the weights too: `weights/<module>`.
         activations: the root mean square of the outputs of modules too: `activations/<module>`; of rank 0's share.
-        histograms: the distributions go to the trackers: `gradients_histogram/<module>`; each waits for the device. Not of
-            weights that lie in pieces over several processes.
+        histograms: the distributions go to the trackers (`gradients_histogram/<module>`); each waits for the device.
+            Not of what lies in pieces over several processes.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ HARMLESS = (
     "trainer.progress",
     "trainer.profile*",
     "trainer.detect_anomaly",
+    "trainer.summary",
     "trainer.test_at_end",
     "checkpoint*",
     "tracking*",

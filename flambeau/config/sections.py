@@ -170,6 +170,9 @@ class TrainerSettings:
     batches of everything, or one batch over and over."""
     detect_anomaly: bool = False
     """Stop at the first backward operation that gives NaN, and show the forward operation that it belongs to; slow."""
+    summary: Annotated[int, Ge(0)] | None = None
+    """Levels of modules in the table of the model that stands in log.txt, shown on the terminal too if given; 0 makes
+    none. Default: three, in log.txt only."""
     profile: ProfileSettings | None = None
     """Record a profiler trace."""
     progress: bool = True

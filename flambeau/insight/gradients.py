@@ -41,12 +41,12 @@ def collect_gradients(model: nn.Module | None = None, *patterns: str, **tensors:
         for name, tensor in tensors.items():
             if not tensor.requires_grad:
                 raise UsageError(f"the tensor '{name}' wants no gradient", remedy="call requires_grad_() on it first")
-            stack.callback(tensor.register_hook(_adding(found, name)).remove)
+            stack.callback(tensor.register_hook(_adding(found, name)).remove)  # type: ignore[no-untyped-call]
         if model is not None:
             parameters, modules = matching(model, patterns)
             for name, parameter in parameters.items():
                 if parameter.requires_grad:
-                    stack.callback(parameter.register_hook(_adding(found, name)).remove)
+                    stack.callback(parameter.register_hook(_adding(found, name)).remove)  # type: ignore[no-untyped-call]
             for name, module in modules.items():
                 stack.callback(module.register_forward_hook(_watching_output(found, name)).remove)
         elif patterns:
@@ -93,7 +93,7 @@ def _watching_output(found: dict[str, Tensor], name: str) -> Callable[..., None]
         for label, tensor in _tensors(output, name):
             if tensor.requires_grad:
                 found.pop(label, None)
-                tensor.register_hook(_adding(found, label))
+                tensor.register_hook(_adding(found, label))  # type: ignore[no-untyped-call]
 
     return hook
 

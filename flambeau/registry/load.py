@@ -14,6 +14,7 @@ from flambeau.registry.scan import Part, find_parts, import_roots
 EXTRAS: Mapping[str, str] = {
     "sklearn": "digits",
     "tensorboard": "tensorboard",
+    "torchinfo": "summary",
     "torchmetrics": "metrics",
     "torchvision": "vision",
 }
