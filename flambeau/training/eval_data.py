@@ -32,6 +32,7 @@ class EvalData:
                 trainer.team.beat(f"batch {number} of an evaluation after step {trainer.state.step}")
             batch = trainer.precision.cast(batch)
             batch.number = number
+            trainer.at_work = ("evaluation", batch)
             yield batch
 
     def close(self) -> None:

@@ -141,9 +141,16 @@ def _noted(trainer: Trainer, batch: Batch, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(f"this was the dry batch of {what} before step {trainer.state.step + 1}: {batch}")
-        if out_of_memory(error):
-            error.add_note("a smaller part of the batch at a time takes less: trainer.micro_batch: auto")
+        vars(error)[_OFFENDING] = (f"{what} (the dry batch)", batch)
         raise
+
+
+_OFFENDING = "flambeau_offending_batch"
+
+
+def offending_batch(error: BaseException) -> tuple[str, Batch] | None:
+    """The dry batch that an error came with, and what it was for."""
+    return vars(error).get(_OFFENDING)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -40,6 +40,7 @@ from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import freeze_modules
+from flambeau.training.memory_report import explain_out_of_memory
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.options import apply_options
@@ -189,6 +190,7 @@ class Trainer(Showing):
         # Of several processes none may leave a step alone: with `skip`, the gradients tell all of them.
         self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
         self.last_batch: Batch | None = None
+        self.at_work: tuple[str, Batch] | None = None  # what the model is called for, and with what
         self._eval_data = EvalData(self)
 
     @property
@@ -235,6 +237,7 @@ class Trainer(Showing):
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
+                        self.at_work = ("training", batch)
                         self.seed_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
@@ -597,6 +600,7 @@ class Trainer(Showing):
         return scores
 
     def _fail(self, error: BaseException) -> None:
+        explain_out_of_memory(self, error)
         for hook in self.hooks.error:
             hook(self, error)
         self.recorder.fail(self.state, error)
