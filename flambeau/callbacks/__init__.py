@@ -1,6 +1,7 @@
 """Callbacks that come with Flambeau."""
 
 from flambeau.callbacks.every import Every
+from flambeau.callbacks.gradients import Gradients
 from flambeau.callbacks.history import History
 from flambeau.callbacks.hooks import LambdaCallback
 from flambeau.callbacks.milestones import Milestones
@@ -13,6 +14,7 @@ from flambeau.callbacks.time_limit import TimeLimit
 
 __all__ = [
     "Every",
+    "Gradients",
     "History",
     "LambdaCallback",
     "Mail",

@@ -17,6 +17,7 @@ from flambeau.config.difference import check_changes, differences
 from flambeau.errors import RunFolderError
 from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
 from flambeau.launch.environment import LAUNCHER
+from flambeau.launch.ranks import kept_output
 from flambeau.run_folder import RunFolder
 from flambeau.run_folder.saved_config import load_saved_config
 
@@ -55,13 +56,14 @@ def run(args: argparse.Namespace) -> int:
     if plan.needs_launcher:
         return launch(plan, args.arguments)
 
-    from flambeau.training.run import resume_run
+    with kept_output():
+        from flambeau.training.run import resume_run
 
-    return resume_run(
-        config,
-        folder,
-        changed=bool(changes),
-        device=args.device,
-        force=args.force,
-        command=["flambeau", *sys.argv[1:]],
-    )
+        return resume_run(
+            config,
+            folder,
+            changed=bool(changes),
+            device=args.device,
+            force=args.force,
+            command=["flambeau", *sys.argv[1:]],
+        )

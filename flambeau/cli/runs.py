@@ -99,7 +99,8 @@ def _runs_dir(given: Path | None) -> Path:
 def _row(run: RunSummary) -> tuple[str, ...]:
     step = f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
     best = f"{run.best['metric']} {run.best['value']:.5g}" if run.best else "-"
-    return (run.state, run.config, step, best, format_age(run.age), os.fspath(_nearest_path(run.path)))
+    config = f"{run.config} ({run.debug})" if run.debug else run.config
+    return (run.state, config, step, best, format_age(run.age), os.fspath(_nearest_path(run.path)))
 
 
 def _lines(runs: Sequence[RunSummary]) -> list[str]:
@@ -133,6 +134,7 @@ def _as_json(run: RunSummary) -> dict[str, Any]:
         "best": run.best,
         "started": run.started.isoformat() if run.started else None,
         "age_seconds": round(run.age),
+        "debug": run.debug,
         "error": run.error,
         "next": run.next,
     }

@@ -125,12 +125,12 @@ def _submit(args: argparse.Namespace, config: Config, request: Request) -> int:
         raise UsageError(f"--env-setup {args.env_setup} is no file")
     runs_dir = config.project.root / config.values.get("runs_dir", "runs")
     # What is wrong with the options shows before a folder is made.
-    planned = _job(args, config, request, RunFolder(args.run_dir or new_path(runs_dir, config.name)))
+    planned = _job(args, config, request, RunFolder(args.run_dir or new_path(runs_dir, config.name, config.debug)))
     if args.dry_run:
         print(planned.text(), end="")
         return EXIT_DONE
     require_sbatch()
-    folder = RunFolder.reserve(runs_dir, config.name, path=args.run_dir)
+    folder = RunFolder.reserve(runs_dir, config.name, path=args.run_dir, debug=config.debug)
     job = _job(args, config, request, folder)
     with _unless_refused(folder, keep=args.run_dir is not None):
         job.config.write_text(config.to_yaml(), encoding="utf-8")
@@ -189,7 +189,7 @@ def _emit(args: argparse.Namespace, config: Config, request: Request) -> int:
             remedy="--storage, mounted at /runs: the name of a PersistentVolumeClaim (Kubeflow), s3://bucket/folder "
             "(SkyPilot); or --run-dir, a folder that the machines have",
         )
-    run = args.run_dir or new_path(Path(MOUNT), config.name)
+    run = args.run_dir or new_path(Path(MOUNT), config.name, config.debug)
     training = ["train", args.config, *args.overrides, "--run-dir", str(run), "--resume"]
     if args.image is not None:
         matching("--image", args.image, r"[\w][\w.:/@+-]*", "the name of an image: registry/project:version")

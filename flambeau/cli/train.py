@@ -17,6 +17,7 @@ from flambeau.cli.settings import add_bindings, overrides_of
 from flambeau.config import load_config
 from flambeau.errors import UsageError
 from flambeau.launch import add_device, add_machines, add_processes, launch, plan_of
+from flambeau.launch.ranks import kept_output
 
 HELP = "train a configuration"
 
@@ -44,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if plan.needs_launcher:
         return launch(plan, args.arguments)
 
-    # Torch is imported only now, when the configuration is known to be right.
-    from flambeau.training.run import start_run
+    with kept_output():
+        # Torch is imported only now, when the configuration is known to be right.
+        from flambeau.training.run import start_run
 
-    command = ["flambeau", *sys.argv[1:]]
-    return start_run(config, device=args.device, run_dir=args.run_dir, command=command, resume=args.resume)
+        command = ["flambeau", *sys.argv[1:]]
+        return start_run(config, device=args.device, run_dir=args.run_dir, command=command, resume=args.resume)

@@ -18,6 +18,8 @@ HARMLESS = (
     "data.fingerprint",
     "trainer.progress",
     "trainer.profile*",
+    "trainer.detect_anomaly",
+    "trainer.summary",
     "trainer.test_at_end",
     "checkpoint*",
     "tracking*",

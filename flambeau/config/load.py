@@ -44,6 +44,11 @@ class Config:
     referred: frozenset[str] = frozenset()
     """Dotted paths that the configuration's references name."""
 
+    @property
+    def debug(self) -> str | None:
+        """The word of `trainer.debug` that shortens the run, if any."""
+        return self.section("trainer").get("debug")
+
     def section(self, key: str) -> dict[str, Any]:
         """A copy of one section; empty if there is none."""
         return copy.deepcopy(self.values.get(key)) or {}

@@ -251,8 +251,14 @@ class TrainerSettings:
     """Use deterministic algorithms, so that a repeated or resumed run gives the same bits."""
     test_at_end: bool = False
     """Evaluate the best checkpoint on the test split at the end."""
-    debug: Literal["one_batch", "one_epoch", "few_batches", "overfit_batch"] | None = None
-    """Shortened runs: one batch of everything, one epoch, three batches of everything, or one batch over and over."""
+    debug: Literal["one_batch", "one_epoch", "one_validation", "few_batches", "overfit_batch"] | None = None
+    """Shortened runs, marked as such: one batch of everything, one epoch, one step and a whole validation, three
+    batches of everything, or one batch over and over."""
+    detect_anomaly: bool = False
+    """Stop at the first backward operation that gives NaN, and show the forward operation that it belongs to; slow."""
+    summary: Annotated[int, Ge(0)] | None = None
+    """Levels of modules in the table of the model that stands in log.txt, shown on the terminal too if given; 0 makes
+    none. Default: three, in log.txt only."""
     profile: ProfileSettings | None = None
     """Record a profiler trace."""
     progress: bool = True

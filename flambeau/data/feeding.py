@@ -261,6 +261,7 @@ class EvalFeeder:
 
     Attributes:
         num_samples: how many there are; None for an iterable dataset without a length.
+        num_batches: batches that this process has of them; None likewise.
     """
 
     def __init__(
@@ -284,6 +285,7 @@ class EvalFeeder:
         self._batch_transform = batch_transform
         self._source: _MapSource | _StreamSource
         self.num_samples: int | None
+        self.num_batches: int | None
         if is_stream(dataset):
             stream = SampleStream(
                 dataset,
@@ -299,9 +301,12 @@ class EvalFeeder:
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.num_samples = stream.size if samples is None else min(stream.size or samples, samples)
             self._first_batch, self._stride = rank, ranks
+            count = self.num_samples
+            self.num_batches = None if count is None else len(range(rank, -(-count // batch_size), ranks))
         else:
             self.num_samples = _length(dataset) if samples is None else min(_length(dataset), samples)
             self._first_batch, stop = share(-(-self.num_samples // batch_size), rank, ranks)
+            self.num_batches = stop - self._first_batch
             self._stride = 1
             in_order = IndexStream(min(stop * batch_size, self.num_samples), seed, shuffle=False)
             order = BatchOrder(in_order, batch_size, drop_last=False, endless=False)

@@ -1,4 +1,4 @@
-"""The output of several processes, kept apart: rank 0 has the terminal, and each has a file in the run's folder.
+"""The output of the processes of a run: rank 0 has the terminal, and each process has a file in the run's folder.
 
 `<run>/logs/rank-N.txt` holds what rank N wrote to standard output and standard error. For N >= 1 this is everything,
 native code included, and nothing of it is on the terminal. Rank 0 writes to the terminal as a process alone would,
@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -86,9 +86,12 @@ class Copy:
         self._stream = stream
         self._log = log
         self._line = ""
+        self._process = os.getpid()
 
     def write(self, text: str) -> int:
         written = self._stream.write(text)
+        if self._process != os.getpid():  # forked off: what its parent had begun to say is the parent's
+            self._process, self._line = os.getpid(), ""
         for number, piece in enumerate(text.split("\n")):
             if number:
                 # Of what was written over itself on one line, such as a progress bar, the last is what stays.
@@ -103,6 +106,12 @@ class Copy:
         for line in lines:
             self.write(line)
 
+    def finish(self) -> None:
+        """Keep a last line that nobody ended."""
+        if last := _ESCAPES.sub("", _last_on_the_line(self._line)):
+            self._log.add([last])
+        self._line = ""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -115,6 +124,7 @@ class LogOfLines:
         self._file: BinaryIO | None = None
         self._starts: deque[int] = deque(maxlen=100)
         """Where in the file the last lines begin."""
+        self._process = os.getpid()
 
     def place(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -131,8 +141,15 @@ class LogOfLines:
                 self._starts.append(os.fstat(self._file.fileno()).st_size)
                 self._file.write(f"{line}\n".encode(errors="replace"))
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def take_back(self) -> None:
         """Remove the last line: the cursor went up, and it is written over."""
+        if self._process != os.getpid():
+            return  # the lines are its parent's
         if self._file is None:
             del self._waiting[-1:]
         elif self._starts:
@@ -145,8 +162,9 @@ class MainOutput:
 
     def __init__(self) -> None:
         self._log = LogOfLines()
-        sys.stdout = Copy(sys.stdout, self._log)
-        sys.stderr = Copy(sys.stderr, self._log)
+        self._streams = sys.stdout, sys.stderr
+        self._copies = Copy(sys.stdout, self._log), Copy(sys.stderr, self._log)
+        sys.stdout, sys.stderr = self._copies
         self.path: Path | None = None
 
     @property
@@ -161,6 +179,16 @@ class MainOutput:
         """Write to the file alone."""
         self._log.add(text.split("\n"))
 
+    def end(self) -> None:
+        """Give the streams back as they were, unless somebody else has replaced them since."""
+        for copy in self._copies:
+            copy.finish()
+        if sys.stdout is self._copies[0]:
+            sys.stdout = self._streams[0]
+        if sys.stderr is self._copies[1]:
+            sys.stderr = self._streams[1]
+        self._log.close()
+
 
 _output: RankOutput | MainOutput | None = None
 
@@ -172,10 +200,29 @@ def redirect_rank(rank: int) -> None:
         _output = RankOutput(rank) if rank else MainOutput()
 
 
+@contextlib.contextmanager
+def kept_output() -> Iterator[None]:
+    """In the block, what this process prints is kept for the run's folder, also if it is alone.
+
+    It begins before anything is built or imported, so that what a user's modules print then is kept too. One of several
+    processes keeps its output from its first line to its end anyway.
+    """
+    global _output
+    if _output is not None:
+        yield
+        return
+    _output = alone = MainOutput()
+    try:
+        yield
+    finally:
+        alone.end()
+        _output = None
+
+
 def place_rank_log(folder: Path) -> None:
     """Keep this process's output in the run folder `folder` from now on, with what was printed so far.
 
-    Nothing happens in a process that is alone.
+    Nothing happens in a process whose output is not kept: in a notebook, say.
     """
     if _output is not None and not _output.placed:
         _output.place(folder)
@@ -185,7 +232,7 @@ def place_rank_log(folder: Path) -> None:
 
 
 def output() -> RankOutput | MainOutput | None:
-    """Where this process's output goes; None in a process that is alone."""
+    """Where this process's output goes; None where it is not kept."""
     return _output
 
 

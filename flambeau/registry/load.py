@@ -15,6 +15,7 @@ EXTRAS: Mapping[str, str] = {
     "matplotlib": "plots",
     "sklearn": "digits",
     "tensorboard": "tensorboard",
+    "torchinfo": "summary",
     "torchmetrics": "metrics",
     "torchvision": "vision",
     "pyarrow": "tables",

@@ -41,7 +41,15 @@ class RunFolder:
         self._status = StatusFile(self.status_file)
 
     @classmethod
-    def create(cls, runs_dir: Path, config_name: str, *, path: Path | None = None, agents: Sequence[str] = ()) -> Self:
+    def create(
+        cls,
+        runs_dir: Path,
+        config_name: str,
+        *,
+        path: Path | None = None,
+        agents: Sequence[str] = (),
+        debug: str | None = None,
+    ) -> Self:
         """Make the folder of a new run.
 
         Args:
@@ -49,23 +57,25 @@ class RunFolder:
             config_name: name of the configuration; the run lies in `runs_dir/config_name/<time>-<4 hex>`.
             path: the folder to use instead; it must be empty or absent.
             agents: see `Status.agents`.
+            debug: what shortens the run, if anything: told by the status, and by a name that begins with `debug_`.
 
         Raises:
             RunFolderError: `path` is taken, or the folder cannot be made.
         """
         with _making(path):
-            folder = cls(_new_folder(runs_dir, config_name) if path is None else _take_folder(path, {JOB}))
-            folder._status.create(Status(config=config_name, agents=[*agents]))
+            made = _new_folder(runs_dir, config_name, debug) if path is None else _take_folder(path, {JOB})
+            folder = cls(made)
+            folder._status.create(Status(config=config_name, agents=[*agents], debug=debug))
         return folder
 
     @classmethod
-    def reserve(cls, runs_dir: Path, config_name: str, *, path: Path | None = None) -> Self:
+    def reserve(cls, runs_dir: Path, config_name: str, *, path: Path | None = None, debug: str | None = None) -> Self:
         """Make the folder of a run that a scheduler starts later: `create` then takes it.
 
         What the scheduler's job needs lies in `job_folder`, made here. Arguments and errors are those of `create`.
         """
         with _making(path):
-            folder = cls(_new_folder(runs_dir, config_name) if path is None else _take_folder(path))
+            folder = cls(_new_folder(runs_dir, config_name, debug) if path is None else _take_folder(path))
             folder.job_folder.mkdir()
         return folder
 
@@ -206,22 +216,24 @@ def _replace(path: Path, content: bytes, session: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def new_path(runs_dir: Path, config_name: str) -> Path:
-    """Where a run that begins now would lie: `runs_dir/config_name/<time>-<4 hex>`. Nothing is made."""
+def new_path(runs_dir: Path, config_name: str, debug: str | None = None) -> Path:
+    """Where a run that begins now would lie: `runs_dir/config_name/<time>-<4 hex>`, of a run that is shortened
+    `debug_<time>-<4 hex>`. Nothing is made."""
     import secrets
     from datetime import datetime
 
     # The system's generator: a run's name never moves the generators that training uses.
-    return runs_dir / config_name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+    mark = "debug_" if debug else ""
+    return runs_dir / config_name / f"{mark}{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
 
 
-def _new_folder(runs_dir: Path, config_name: str) -> Path:
+def _new_folder(runs_dir: Path, config_name: str, debug: str | None) -> Path:
     if not runs_dir.exists():
         runs_dir.mkdir(parents=True)
         (runs_dir / ".gitignore").write_text("*\n")  # runs are results: large, and no part of the project's history
     (runs_dir / config_name).mkdir(parents=True, exist_ok=True)
     while True:
-        path = new_path(runs_dir, config_name)
+        path = new_path(runs_dir, config_name, debug)
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path

@@ -31,6 +31,8 @@ class RunSummary:
     """In UTC."""
     age: float
     """Seconds since the start."""
+    debug: str | None
+    """What shortens it, of `trainer.debug`."""
     error: str | None
     next: str | None
 
@@ -78,6 +80,7 @@ def _summarise(path: Path, status: Status, now: float) -> RunSummary:
         best=status.best,
         started=started,
         age=now - started.timestamp() if started else now - path.stat().st_mtime,
+        debug=status.debug,
         error=status.error,
         next=status.next,
     )

@@ -59,6 +59,8 @@ class Status:
     pid: int = 0
     job: str | None = None
     """The number of the scheduler's job that trains it: Slurm's, `17` or, for a task of an array, `17_3`."""
+    debug: str | None = None
+    """The word of `trainer.debug` that shortens the run: not a result to keep."""
     error: str | None = None
     """What ended a failed run, in one line."""
     next: str | None = None

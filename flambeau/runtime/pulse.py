@@ -119,7 +119,7 @@ class Pulse:
         if world.size == 1:
             return
         # A store may outlive the processes, where torchrun restarts them: what others left there is not to be read.
-        self._board = StoreBoard(_own_connection(world.broadcast(secrets.token_hex(8))))
+        self._board = StoreBoard(connect(world.broadcast(secrets.token_hex(8))))
         self._thread = threading.Thread(target=self._run, name="flambeau-pulse", daemon=True)
         self._thread.start()
 
@@ -178,7 +178,8 @@ class Ticks:
         return seconds
 
 
-def _own_connection(name: str) -> Any:
+def connect(name: str) -> Any:
+    """A connection of one's own to the store of the process group, for keys that nobody else's name begins with."""
     # Here and not above: a build of torch without support for processes lacks it.
     from torch._C._distributed_c10d import PrefixStore, TCPStore
 

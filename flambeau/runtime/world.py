@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +33,7 @@ class World:
         local_rank: number of this process among those of its machine.
         local_size: processes on this machine.
         control: the gloo group for messages between processes; None for one process.
+        name: of this meeting of processes, which no other has, before it or after it.
     """
 
     rank: int = 0
@@ -39,6 +41,7 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     control: Any = None
+    name: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -97,6 +100,11 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def launched_rank() -> int:
+    """The number of this process among those that a launcher started; 0 without one. Does not need the group."""
+    return int(os.environ["RANK"]) if launched_size() > 1 else 0
+
+
 def current_world() -> World:
     """The processes that this one trains with; joins them first where a launcher started several."""
     if _joined is not None:
@@ -136,6 +144,7 @@ def join_world(timeout: timedelta = timedelta(minutes=30)) -> World:
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         control=dist.new_group(backend="gloo", timeout=timeout),
     )
+    _joined = replace(_joined, name=_joined.broadcast(secrets.token_hex(8)))
     return _joined
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +13,9 @@ class Tracker:
 
     A tracker of one's own registers a class (`@register.tracker("mine")`), takes `run_dir`, `resume_step`
     and whatever else its section of the configuration is to give, and overrides `log_scalars` and what else
-    its service can show; the rest is left out. The engine makes trackers in the main process only and calls
-    them at its logging interval, never in between.
+    its service can show; of the rest, a figure becomes an image, a table a text, and what has no likeness is left
+    out. The engine makes trackers in the main process only. What it logs itself comes at its logging interval; what a
+    user's code gives to `trainer.log_image` and its like comes at once.
     """
 
     def __init__(self, *, run_dir: Path, resume_step: int | None = None) -> None:
@@ -38,8 +39,27 @@ class Tracker:
     def log_image(self, tag: str, image: Any, step: int) -> None:
         """Log an image of shape (C, H, W) or several of shape (N, C, H, W), with 1 to 4 channels.
 
-        A tensor or an array, floats in 0..1 or uint8. `flambeau.tracking.images` makes PNG of it.
+        A tensor or an array, floats in 0..1 or uint8; or an image of Pillow's, or the path of a file that Pillow
+        reads. `flambeau.tracking.images` makes PNG of it.
         """
+
+    def log_figure(self, tag: str, figure: Any, step: int) -> None:
+        """Log a figure of matplotlib; by default as an image. The caller closes it."""
+        from flambeau.tracking.figures import draw_figure
+
+        self.log_image(tag, draw_figure(figure), step)
+
+    def log_table(self, tag: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Log a table, its cells plain values; by default as a text in Markdown."""
+        from flambeau.tracking.tables import markdown_table
+
+        self.log_text(tag, markdown_table(columns, rows), step)
+
+    def log_histogram(self, tag: str, values: Any, step: int) -> None:
+        """Log how the elements of a tensor or an array are distributed."""
+
+    def log_artifact(self, path: Path, name: str) -> None:
+        """Keep a file, or a folder with all that is in it, with the run under a name; the file itself stays."""
 
     def log_config(self, values: Mapping[str, Any]) -> None:
         """Log the configuration, nested plain data; once a start."""

@@ -1,14 +1,17 @@
-"""Images for trackers: from tensors or arrays to one PNG, with nothing but numpy and zlib."""
+"""Images for trackers: to one PNG, with nothing but numpy and zlib; what Pillow reads is taken too."""
 
 from __future__ import annotations
 
 import math
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flambeau.errors import MissingExtraError
 
 PADDING = 2
 """Pixels between the images of a grid."""
@@ -20,9 +23,11 @@ def to_pixels(image: Any) -> NDArray[np.uint8]:
     """One picture (H, W, C), uint8, of an image (C, H, W), (H, W), or of several (N, C, H, W) set in a grid.
 
     Floats are taken as 0..1: what lies outside is cut off, NaN is black, halves round to even. Booleans are
-    black and white, uint8 is taken as it is. Tensors may lie on any device and need gradients.
+    black and white, uint8 is taken as it is. Tensors may lie on any device and need gradients. An image of Pillow's,
+    or the path of a file that Pillow reads, is one too.
 
     Raises:
+        MissingExtraError: a path, and Pillow is not installed.
         ValueError: another shape, or a number of channels other than 1 to 4.
     """
     array = _to_array(image)
@@ -54,11 +59,29 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _to_array(image: Any) -> NDArray[Any]:
+    if isinstance(image, Path | str):
+        image = _open(image)
+    if hasattr(image, "getbands"):  # Pillow's: palettes and the like as colours
+        plain = image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")
+        pixels = np.asarray(plain)
+        return pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if hasattr(image, "detach"):
         tensor = image.detach()
         # numpy has no bfloat16, so every float goes over as float32.
         return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
     return np.asarray(image)
+
+
+def _open(path: Path | str) -> Any:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "PIL":
+            raise
+        raise MissingExtraError("Pillow", "vision") from error
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 def _grid(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -78,6 +78,14 @@ class TensorBoardTracker(Tracker):
         )
         self._write_values([self._Value(tag=tag, image=content)], step)
 
+    def log_histogram(self, tag: str, values: Any, step: int) -> None:
+        """Log a distribution in 64 bins; what is not finite is left out of it."""
+        from flambeau.tracking.histograms import Histogram
+
+        found = Histogram.of(values)
+        if found is not None:
+            self._write_values([self._Value(tag=tag, histo=found.fields())], step)
+
     def log_config(self, values: Mapping[str, Any]) -> None:
         """Log the configuration as YAML, the values of secret keys hidden."""
         import yaml

@@ -28,6 +28,9 @@ class Callback:
     def on_epoch_start(self, trainer: Trainer) -> None:
         """Before the first step of each epoch."""
 
+    def on_gradients(self, trainer: Trainer) -> None:
+        """When the gradients of a step are whole, unscaled and clipped, before the optimizer uses them."""
+
     def on_step_end(self, trainer: Trainer) -> None:
         """After each optimizer step. Reading a tensor's value here makes the host wait for the device."""
 
@@ -74,6 +77,7 @@ class Hooks:
         self.setup = self._find("on_setup")
         self.fit_start = self._find("on_fit_start")
         self.epoch_start = self._find("on_epoch_start")
+        self.gradients = self._find("on_gradients")
         self.step_end = self._find("on_step_end")
         self.log = self._find("on_log")
         self.validation_start = self._find("on_validation_start")

@@ -30,11 +30,14 @@ class EvalData:
         if feeder is None:
             feeder = self._feed(data, samples)
             self._feeders[key] = data, feeder  # `data` is held, so that no other gets its id
-        for number, batch in zip(feeder.numbers(), feeder.batches(), strict=False):
+        bar = trainer.recorder.bar
+        for done, (number, batch) in enumerate(zip(feeder.numbers(), feeder.batches(), strict=False)):
+            bar.evaluating(done, feeder.num_batches)
             if trainer.team is not None:
                 trainer.team.beat(f"batch {number} of an evaluation after step {trainer.state.step}")
             batch = trainer.precision.cast(batch)
             batch.number = number
+            trainer.at_work = ("evaluation", batch)
             yield batch
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
         return {}
     if trainer.replicas is not None:
         trainer.replicas.share_buffers()
-    with trainer.recorder.paused():
+    with trainer.recorder.paused("validation"):
         for hook in trainer.hooks.validation_start:
             hook(trainer)
         samples = trainer.validation_samples

@@ -164,6 +164,8 @@ class NamedOptimizers:
             replicas.exchange(learning)
         usable = guard.gradients_are_usable(self._trainer, stepper)
         if usable:
+            for hook in self._trainer.hooks.gradients:
+                hook(self._trainer)
             counts = self.counts[str(stepper.name)]
             stepper.step(self._trainer.state.step - counts.skipped)
             counts.stepped, counts.skipped_in_row = True, 0

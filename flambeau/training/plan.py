@@ -56,6 +56,8 @@ def end_of_run(settings: TrainerSettings, planned_steps: int, steps_per_epoch: i
         end = epochs * steps_per_epoch
     if settings.debug in DEBUG_BATCHES:
         return min(end, DEBUG_BATCHES[settings.debug])
+    if settings.debug == "one_validation":
+        return min(end, 1)
     if settings.debug == "one_epoch":
         return min(end, steps_per_epoch) if steps_per_epoch is not None else end
     if settings.debug == "overfit_batch":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from flambeau.distributed.sharding import is_sharded_model
 from flambeau.runtime.seeds import derive, isolated
 from flambeau.training.micro_batch import find_micro_batch
 from flambeau.training.rehearsal import Rehearsal, rehearse
+from flambeau.training.summary import describe_model, tell_summary
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
@@ -40,6 +42,7 @@ def prepare(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Batch]:
         trainer.accumulate = trainer.accumulate_found
     # A model in pieces cannot be called by one process for itself, and there are no copies of it to compare.
     found = _rehearse(trainer, first) if settings.dry_batch and not in_pieces else None
+    tell_summary(trainer, found.summary if found is not None else None)
     if trainer.world.size > 1:
         trainer.replicas = _connect(trainer, found)
         trainer.forward = trainer.replicas.forward
@@ -56,11 +59,12 @@ def _rehearse(trainer: Trainer, first: Batch) -> Rehearsal:
     from flambeau.training.trainer import Trainer
 
     plain = type(trainer).update is Trainer.update
+    look = partial(describe_model, trainer, first)
     val = None
     if trainer.val_data is not None:
         with isolated(derive(trainer.seed, "evaluation")):
             val = next(trainer.eval_batches(trainer.val_data, trainer.validation_samples), None)
-    found = rehearse(trainer, first.split(trainer.parts(first))[0] if plain else None, val)
+    found = rehearse(trainer, first.split(trainer.parts(first))[0] if plain else None, val, look=look)
     # A buffer may change with some samples only, and all processes must treat it alike.
     every = trainer.world.gather(found.changed_buffers)
     return replace(found, changed_buffers={name: kind for changed in every for name, kind in changed.items()})

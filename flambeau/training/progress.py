@@ -15,15 +15,18 @@ REFRESH_SECONDS = 0.25
 
 
 class ProgressBar:
-    """One bar over the whole run, drawn from the training thread at most every quarter of a second.
+    """One bar over the whole run, and one over the evaluation that goes on or was the last.
 
-    Without a terminal it draws nothing; lines of text still go through `say`.
+    Both are drawn from the training thread at most every quarter of a second. Without a terminal nothing is drawn;
+    lines of text still go through `say`.
     """
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled and console.is_terminal()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._evaluation: TaskID | None = None
+        self._evaluation_clock = Clock(REFRESH_SECONDS)
         self._steps_per_epoch: int | None = None
         self._epochs: int | None = None
 
@@ -37,7 +40,7 @@ class ProgressBar:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console.console(),
@@ -45,7 +48,7 @@ class ProgressBar:
             transient=True,
         )
         self._progress.start()
-        self._task = self._progress.add_task("training", total=total, completed=step, note="")
+        self._task = self._progress.add_task("training", total=total, completed=step, unit="steps", note="")
 
     def update(self, *, step: int, note: str) -> None:
         if self._progress is None or self._task is None:
@@ -56,10 +59,24 @@ class ProgressBar:
             description = f"epoch {epoch}/{self._epochs}"
         self._progress.update(self._task, completed=step, description=description, note=note, refresh=True)
 
+    def evaluating(self, done: int, total: int | None) -> None:
+        """Show how far an evaluation is: batches of this process; called before each."""
+        if self._progress is None or not self._evaluation_clock.struck():
+            return
+        if self._evaluation is None:
+            self._evaluation = self._progress.add_task("evaluation", unit="batches", note="")
+        self._progress.update(self._evaluation, total=total, completed=done, refresh=True)
+
+    def end_evaluation(self, note: str) -> None:
+        """Show what came out of the evaluation."""
+        if self._progress is not None and self._evaluation is not None:
+            total = next(task.total for task in self._progress.tasks if task.id == self._evaluation)
+            self._progress.update(self._evaluation, completed=total, note=note, refresh=True)
+
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None
+            self._progress = self._evaluation = None
 
 
 class Clock:

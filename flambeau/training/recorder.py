@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from flambeau import console
+from flambeau.data import Batch
+from flambeau.insight.timer import Totals, collected_by
 from flambeau.run_folder import MetricsFile, RunFolder
 from flambeau.tracking import Tracker
+from flambeau.training.pace import DataWatch, Pace, Smoothed, between
 from flambeau.training.progress import REFRESH_SECONDS, Clock, ProgressBar
 from flambeau.training.state import TrainState
 
@@ -28,7 +31,9 @@ class Recorder:
     `history`. A quiet recorder, of a process that is not rank 0, shows nothing.
     """
 
-    def __init__(self, folder: RunFolder | None, monitor: str, *, progress: bool, quiet: bool = False) -> None:
+    def __init__(
+        self, folder: RunFolder | None, monitor: str, *, progress: bool, quiet: bool = False, workers: int = 0
+    ) -> None:
         self.folder = folder
         self.monitor = monitor
         self.trackers: Sequence[Tracker] = ()
@@ -42,19 +47,33 @@ class Recorder:
         self._log_handler = _write_log(folder) if folder else None
         self._shown_note = ""
         self._steps_per_epoch: int | None = None
-        self._timed_step = 0
-        self._timed_samples = 0
-        self._timed_at = time.perf_counter()
+        self._workers = workers
+        self._pace, self._smoothed, self._data_watch = Pace(), Smoothed(), DataWatch()
+        self._timed = self._ticked = self._pace.read(0, 0)
+        self._seconds_of: dict[str, float] = {}
+        self._timers, self._stack = Totals(), ExitStack()
 
     def open(
-        self, state: TrainState, total_steps: int, steps_per_epoch: int | None, planned_steps: int | None = None
+        self,
+        state: TrainState,
+        total_steps: int,
+        steps_per_epoch: int | None,
+        planned_steps: int | None = None,
+        *,
+        debug: str | None = None,
     ) -> None:
-        """Begin, or go on from `state`."""
+        """Begin, or go on from `state`; `debug` is what shortens the run."""
         self._steps_per_epoch = steps_per_epoch
         lengths = {"total_steps": total_steps, "planned_steps": planned_steps if planned_steps != total_steps else None}
-        self.status(state="running", **self._progress(state), **lengths, error=None)
+        self.status(state="running", **self._progress(state), **lengths, error=None, debug=debug)
         self.bar.start(step=state.step, total=total_steps, steps_per_epoch=steps_per_epoch)
-        self._restart_clock(state)
+        self._stack.enter_context(collected_by(self._timers))
+
+    def timed(self, batches: Iterator[Batch], state: TrainState) -> Iterator[Batch]:
+        """Begin to take the time, as the first step is about to; `batches`, whose waiting time is noted."""
+        self._timed = self._ticked = self._pace.read(state.step, state.samples)
+        self._timers.take()  # of the dry batch
+        return self._pace.timed(batches)
 
     def scalars(self, record: Mapping[str, float], step: int) -> None:
         """Write what is a function of the configuration alone."""
@@ -66,27 +85,44 @@ class Recorder:
             tracker.log_scalars(record, step)
 
     def timing(self, state: TrainState, device: torch.device) -> None:
-        """Write the throughput since the last call, and the accelerator's peak memory."""
-        seconds = max(time.perf_counter() - self._timed_at, 1e-9)
+        """Write the throughput since the last call, where the time went, and the accelerator's peak memory."""
+        now = self._pace.read(state.step, state.samples)
+        span, self._timed = between(self._timed, now), now
         record = {
-            "samples_per_second": round((state.samples - self._timed_samples) / seconds, 2),
-            "milliseconds_per_step": round(1e3 * seconds / max(state.step - self._timed_step, 1), 4),
+            "samples_per_second": round(span.samples_per_second, 2),
+            "milliseconds_per_step": round(1e3 * span.seconds / max(span.steps, 1), 4),
+            "data_seconds": round(span.data_seconds, 4),
+            "step_seconds": round(max(span.seconds - span.data_seconds, 0.0), 4),
         }
         if device.type == "cuda":
             record["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-        self._restart_clock(state)
+        self._write_timing(state.step, record)
+        if told := self._data_watch.judge(span, self._workers):
+            self.warn(told)
+
+    def _write_timing(self, step: int, record: dict[str, float]) -> None:
+        record |= {f"{name}_seconds": round(seconds, 4) for name, seconds in self._seconds_of.items()}
+        record |= {f"timer/{name}": round(seconds, 6) for name, seconds in self._timers.take().items()}
+        self._seconds_of.clear()
         if self._timing is not None:
-            self._timing.append({"step": state.step, "time": _now(), **record})
+            self._timing.append({"step": step, "time": _now(), **record})
         timed = {f"time/{name}": value for name, value in record.items()}
         for tracker in self.trackers:
-            tracker.log_scalars(timed, state.step)
+            tracker.log_scalars(timed, step)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave what happens meanwhile out of the throughput of training."""
+    def paused(self, name: str | None = None) -> Iterator[None]:
+        """Leave what happens meanwhile out of the throughput of training.
+
+        Args:
+            name: of what happens; its seconds are in the next record as `<name>_seconds`.
+        """
         begun = time.perf_counter()
         yield
-        self._timed_at += time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        self._pace.leave_out(seconds)
+        if name is not None:
+            self._seconds_of[name] = self._seconds_of.get(name, 0.0) + seconds
 
     def scores(self, state: TrainState, epoch: int, scores: Mapping[str, float], *, better: bool) -> None:
         """Show scores to the person at the terminal, and keep them as the last ones."""
@@ -94,6 +130,7 @@ class Recorder:
         place = f"epoch {epoch:>3}  step {state.step:>6}" if epoch else f"step {state.step:>6}"
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.say(f"{place}  {numbers}{'  best' if better else ''}")
+        self.bar.end_evaluation(note=numbers)
         if better:
             self.status(best=self._best(state))
 
@@ -111,7 +148,10 @@ class Recorder:
     def tick(self, state: TrainState) -> None:
         """Called every step; draws the bar and tells the run's status only now and then."""
         if self._tick.struck():
-            self.bar.update(step=state.step, note=self._shown_note)
+            now = self._pace.read(state.step, state.samples)
+            self._smoothed.add(between(self._ticked, now))
+            self._ticked = now
+            self.bar.update(step=state.step, note=f"{self._shown_note}  {self._smoothed}")
             self.status(**self._progress(state))
 
     def note(self, text: str) -> None:
@@ -137,6 +177,8 @@ class Recorder:
 
     def end(self, state: TrainState, *, preemption: str | None, stop_reason: str | None) -> None:
         """Record how the run came out."""
+        if self._seconds_of:  # of a validation after the last log
+            self._write_timing(state.step, {})
         self.status(
             state="preempted" if preemption else "finished",
             **self._progress(state),
@@ -167,6 +209,7 @@ class Recorder:
                 file.flush()
 
     def close(self) -> None:
+        self._stack.close()
         self.bar.stop()
         for file in (self._metrics, self._timing):
             if file is not None:
@@ -186,10 +229,6 @@ class Recorder:
         if state.best_step is None:
             return None
         return {"metric": self.monitor, "value": state.best_score, "step": state.best_step}
-
-    def _restart_clock(self, state: TrainState) -> None:
-        self._timed_step, self._timed_samples = state.step, state.samples
-        self._timed_at = time.perf_counter()
 
 
 def _write_log(folder: RunFolder) -> logging.Handler:

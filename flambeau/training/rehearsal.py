@@ -6,7 +6,7 @@ by itself, without collectives, so that no process waits for another whatever go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,16 @@ class Rehearsal:
 
     without_gradient: list[str] = field(default_factory=list)
     """Parameters of the model that want a gradient and got none."""
+    summary: str | None = None
+    """The table of the model, with shapes; of rank 0."""
     changed_buffers: dict[str, str] = field(default_factory=dict)
     """Buffers of the model that the training pass changed (without such a pass: all that there are), by name:
     `batch_norm` for running statistics, else `other`."""
 
 
-def rehearse(trainer: Trainer, batch: Batch | None, val_batch: Batch | None) -> Rehearsal:
+def rehearse(
+    trainer: Trainer, batch: Batch | None, val_batch: Batch | None, *, look: Callable[[], str | None] = lambda: None
+) -> Rehearsal:
     """Take one batch through training and one through validation, and leave no trace of it.
 
     Put back are the parameters, buffers and attributes of every module that the trainer holds, gradients, running
@@ -49,6 +53,7 @@ def rehearse(trainer: Trainer, batch: Batch | None, val_batch: Batch | None) -> 
         batch: the largest micro-batch of the first step; None leaves training out: where `update` is not the
             trainer's own (two optimizers, several backward passes), nobody but itself can call its parts.
         val_batch: None leaves validation out.
+        look: makes the table of the model; what it does to the model is undone with the rest.
 
     Raises:
         UsageError: with several processes, a parameter gets no gradient.
@@ -68,9 +73,10 @@ def rehearse(trainer: Trainer, batch: Batch | None, val_batch: Batch | None) -> 
         if val_batch is not None:
             with _noted(trainer, val_batch, "validation"):
                 _validate(trainer, val_batch)
+        summary = look()
     if silent:
         _tell_unused(trainer, silent)
-    return Rehearsal(silent, changed)
+    return Rehearsal(silent, summary, changed)
 
 
 def forward_and_backward(trainer: Trainer, batch: Batch) -> None:
@@ -135,9 +141,16 @@ def _noted(trainer: Trainer, batch: Batch, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(f"this was the dry batch of {what} before step {trainer.state.step + 1}: {batch}")
-        if out_of_memory(error):
-            error.add_note("a smaller part of the batch at a time takes less: trainer.micro_batch: auto")
+        vars(error)[_OFFENDING] = (f"{what} (the dry batch)", batch)
         raise
+
+
+_OFFENDING = "flambeau_offending_batch"
+
+
+def offending_batch(error: BaseException) -> tuple[str, Batch] | None:
+    """The dry batch that an error came with, and what it was for."""
+    return vars(error).get(_OFFENDING)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -166,6 +179,7 @@ def undone(trainer: Trainer) -> Iterator[Kept]:
             stack.enter_context(unsynced(module))
         stack.enter_context(isolated(derive(trainer.seed, "rehearsal")))
         trainer.train_means = type(trainer.train_means)()
+        trainer.rehearsing = True
         yield kept
 
 

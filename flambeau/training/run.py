@@ -51,7 +51,8 @@ def start_run(
             return run.take_up(found)
         if resume and run_dir is not None and (run_dir / "status.json").is_file():
             return run.take_up(RunFolder.open(run_dir), saved=True)
-        return run.begin(RunFolder.create(runs_dir, config.name, path=run_dir, agents=run.agents))
+        folder = RunFolder.create(runs_dir, config.name, path=run_dir, agents=run.agents, debug=config.debug)
+        return run.begin(folder)
 
     return run.train(open_folder)
 
@@ -244,7 +245,8 @@ def _conclude(trainer: Trainer, folder: RunFolder, seconds: float) -> None:
     path = _shown(folder.path)
     state = trainer.state
     say()
-    say(f"done: {trainer.epoch} epochs, {state.step:,} steps in {seconds:.1f} s")
+    shortened = f" ({debug}: no result to keep)" if (debug := trainer.settings.debug) else ""
+    say(f"done{shortened}: {trainer.epoch} epochs, {state.step:,} steps in {seconds:.1f} s")
     say(f"  run    {path}")
     if state.best_step is not None:
         say(f"  best   {trainer.monitor} {state.best_score:.4f} at step {state.best_step}")

@@ -43,6 +43,7 @@ from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import freeze_modules
+from flambeau.training.memory_report import explain_out_of_memory
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.named_optimizers import make_steppers
@@ -63,6 +64,7 @@ from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.requests import Requests
 from flambeau.training.running_means import RunningMeans
+from flambeau.training.showing import Showing
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
@@ -72,7 +74,7 @@ TrackerFactory = Callable[[Path, "int | None"], Sequence[Tracker]]
 
 
 @register.trainer("default")
-class Trainer:
+class Trainer(Showing):
     """Trains one model.
 
     Args:
@@ -213,6 +215,7 @@ class Trainer:
         # Of several processes none may leave a step alone: with `skip`, the gradients tell all of them.
         self._rejects_losses = self.world.size == 1 or self.settings.nan_policy == "stop"
         self.last_batch: Batch | None = None
+        self.at_work: tuple[str, Batch] | None = None  # what the model is called for, and with what
         self._eval_data = EvalData(self)
         self.validation_samples = validation_samples(self.settings, self.loader, self.batch_size)
         for hook in self.hooks.setup:
@@ -257,17 +260,20 @@ class Trainer:
             stack.enter_context(
                 deterministic_algorithms(self.settings.deterministic, self.device, compiled=self.settings.compile)
             )
+            if self.settings.detect_anomaly:
+                stack.enter_context(torch.autograd.set_detect_anomaly(True))
             signals = stack.enter_context(StopSignals())
             self.team = Team.of(self, signals) if self.world.size > 1 else None
             folder = stack.enter_context(run_folder_of(self.run_dir, resume, self.device, self.world))
             stack.callback(self._close)
             try:
                 self._begin(resume, folder)
-                batches = prepare(self, self.batches(self.state.step))
+                batches = self.recorder.timed(prepare(self, self.batches(self.state.step)), self.state)
                 with profiler(self.settings.profile, folder if self.world.is_main else None) as profile_step:
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
+                        self.at_work = ("training", batch)
                         self.seed_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
@@ -345,6 +351,7 @@ class Trainer:
 
     def seed_step(self) -> None:
         """Dropout and noise of a step are a function of (seed, step, rank), whatever ran before it."""
+        self._begun_step = self.state.step + 1
         seed_torch(derive(self._step_seed, self.state.step, *self._own_path), self.device)
         if self.world.size > 1:  # a checkpoint holds the state of rank 0's generators alone
             seed_numpy_and_random(derive(self._step_seed, self.state.step, self.world.rank))
@@ -420,6 +427,8 @@ class Trainer:
         if self.replicas is not None:
             self.replicas.finish()
         if guard.gradients_are_usable(self, self.stepper):
+            for hook in self.hooks.gradients:
+                hook(self)
             self.stepper.step(self.state.updates)
             self.state.skipped_in_row = 0
             if self.ema is not None:
@@ -554,7 +563,9 @@ class Trainer:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
         quiet = not self.world.is_main
-        self.recorder = Recorder(own_folder, self.monitor, progress=self.settings.progress, quiet=quiet)
+        self.recorder = Recorder(
+            own_folder, self.monitor, progress=self.settings.progress, quiet=quiet, workers=self.loader.workers
+        )
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
@@ -571,7 +582,8 @@ class Trainer:
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.steps_per_epoch, self.planned_steps)
+        lengths = self.total_steps, self.steps_per_epoch, self.planned_steps
+        self.recorder.open(self.state, *lengths, debug=self.settings.debug)
         self.model.train()
         for module in self.frozen:
             module.eval()
@@ -624,6 +636,7 @@ class Trainer:
         return measuring.test_best(self)
 
     def _fail(self, error: BaseException) -> None:
+        explain_out_of_memory(self, error)
         for hook in self.hooks.error:
             hook(self, error)
         self.recorder.fail(self.state, error)

@@ -97,7 +97,7 @@ def test_json_holds_every_field_of_a_run(runs_dir: Path, capsys: pytest.CaptureF
     (item,) = json.loads(capsys.readouterr().out)
     assert item.keys() == {
         *("path", "config", "state", "step", "total_steps", "epoch", "best", "started", "age_seconds"),
-        *("error", "next"),
+        *("debug", "error", "next"),
     }
     assert (item["best"], item["age_seconds"] // 60) == (best(0.7), 300)
 

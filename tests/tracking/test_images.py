@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,16 @@ def test_other_shapes_are_refused_with_the_right_ones(shape: tuple[int, ...]) ->
     """Channels first, one to four of them."""
     with pytest.raises(ValueError, match=r"\(C, H, W\) or \(N, C, H, W\)"):
         to_pixels(np.zeros(shape))
+
+
+def test_images_of_pillow_and_files_are_taken(tmp_path: Path) -> None:
+    """Whatever their mode: grey stays grey, a palette becomes colours."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads them")
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    colour = image.fromarray(pixels)
+    assert np.array_equal(to_pixels(colour), pixels)
+    assert np.array_equal(to_pixels(colour.getchannel("R")), pixels[:, :, :1])
+    assert to_pixels(colour.convert("P")).shape == (2, 4, 3)
+    colour.save(tmp_path / "image.png")
+    assert np.array_equal(to_pixels(tmp_path / "image.png"), pixels)
+    assert np.array_equal(to_pixels(str(tmp_path / "image.png")), pixels)

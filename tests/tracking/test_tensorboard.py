@@ -223,3 +223,32 @@ def test_logging_brings_in_neither_tensorflow_nor_the_web_server(tmp_path: Path)
     )
     output = subprocess.check_output([sys.executable, "-c", code, os.fspath(tmp_path)], text=True)
     assert output in ("set()\n", "{'threading'}\n")
+
+
+def test_histograms_are_shown_with_all_their_numbers(tmp_path: Path) -> None:
+    """What is not finite is left out; nothing at all is no histogram."""
+    import torch
+
+    with TensorBoardTracker(run_dir=tmp_path) as tracker:
+        tracker.log_histogram("weights", torch.tensor([1.0, 2.0, 2.0, math.nan, math.inf], dtype=torch.bfloat16), 3)
+        tracker.log_histogram("none", torch.tensor([math.nan]), 3)
+        tracker.log_histogram("empty", [], 3)
+    found = read(tmp_path)
+    assert found.Tags()["histograms"] == ["weights"]
+    (event,) = found.Histograms("weights")
+    value = event.histogram_value
+    assert (event.step, value.min, value.max, value.num, value.sum, value.sum_squares) == (3, 1.0, 2.0, 3, 5.0, 9.0)
+    assert sum(value.bucket) == 3 and value.bucket_limit[-1] == 2.0
+
+
+def test_tables_and_figures_are_shown_as_texts_and_images(tmp_path: Path) -> None:
+    """TensorBoard has neither of its own."""
+    figure = pytest.importorskip("matplotlib.figure", reason="figures are matplotlib's").Figure(figsize=(2, 1), dpi=30)
+    with TensorBoardTracker(run_dir=tmp_path) as tracker:
+        tracker.log_table("table", ["a", "b"], [[1, 2.5]], 4)
+        tracker.log_figure("figure", figure, 4)
+    found = read(tmp_path)
+    (text,) = found.Tensors("table")
+    assert text.tensor_proto.string_val[0] == b"| a | b |\n| --- | --- |\n| 1 | 2.5 |\n"
+    (image,) = found.Images("figure")
+    assert (image.step, image.width, image.height) == (4, 60, 30)

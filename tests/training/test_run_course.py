@@ -332,7 +332,7 @@ class TestCallbacks:
 class TestDebugSwitches:
     @pytest.mark.parametrize(
         ("switch", "steps", "evaluated"),
-        [("one_batch", 1, 8), ("few_batches", 3, 24), ("one_epoch", 5, 40), (None, 20, 40)],
+        [("one_batch", 1, 8), ("few_batches", 3, 24), ("one_epoch", 5, 40), ("one_validation", 1, 40), (None, 20, 40)],
     )
     def test_they_shorten_training_and_evaluation(self, switch: Any, steps: int, evaluated: int) -> None:
         class Count(Metric):
