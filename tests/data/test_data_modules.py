@@ -73,7 +73,7 @@ def test_digits_need_no_import_of_scikit_learn() -> None:
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of a traceback of an import."""
-    monkeypatch.setattr("flambeau.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("flambeau.data.sklearn_files.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"flambeau\[digits\]"):
         Digits()
 
