@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from annotated_types import Interval
 
 from flambeau.data.in_memory import ArrayDataset
 from flambeau.data.module import DataModule
 from flambeau.data.sklearn_files import read_sklearn_file
 from flambeau.data.splits import split
-from flambeau.data.transforms import Standardize
+from flambeau.data.transforms import standardize_by
 from flambeau.registry import register
 
 _CLASSES = {"wine": "wine_data.csv", "breast_cancer": "breast_cancer.csv", "iris": "iris.csv"}
@@ -67,16 +67,14 @@ class SklearnTable(DataModule):
             self.num_classes = int(targets.max()) + 1
         else:
             self.target_mean, self.target_std = float(targets[train].mean()), float(targets[train].std())
-        mean, std = inputs[train].mean(0), inputs[train].std(0)
-        std[std == 0] = 1.0
-        self.batch_transform = Standardize(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+        self.batch_transform = standardize_by(inputs[train])
         data = ArrayDataset(inputs.astype(np.float32), targets if are_classes else targets.astype(np.float32))
         self.train = data.subset(train)
         self.val = data.subset(val) if len(val) else None
         self.test = data.subset(test) if len(test) else None
 
 
-def _read(dataset: str) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray]:
+def _read(dataset: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[Any]]:
     """All rows, (N, F), and their classes, (N,) int64, or numbers, (N, 1) float64."""
     if dataset == "diabetes":
         inputs = _numbers(read_sklearn_file("diabetes_data_raw.csv.gz", "the table"), " ")
@@ -86,5 +84,5 @@ def _read(dataset: str) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64
     return table[:, :-1], table[:, -1].astype(np.int64)
 
 
-def _numbers(text: str, separator: str):
+def _numbers(text: str, separator: str) -> npt.NDArray[np.float64]:
     return np.array([line.split(separator) for line in text.splitlines() if line], dtype=np.float64)

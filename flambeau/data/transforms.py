@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import pad
 
@@ -109,3 +111,12 @@ class NormalizeBytes:
                 torch.tensor([1 / (255 * value) for value in self.std], device=device).view(shape),
             )
         return self._scales[key]
+
+
+def standardize_by(inputs: npt.NDArray[np.float64], dtype: torch.dtype = torch.float32) -> Standardize:
+    """The batch transform that gives these inputs, (N, F), the mean 0 and the standard deviation 1 in each feature.
+
+    A feature that is always the same becomes 0.
+    """
+    mean, std = inputs.mean(0), inputs.std(0)  # numpy's sums do not depend on the number of threads
+    return Standardize(torch.from_numpy(mean).to(dtype), torch.from_numpy(np.where(std == 0, 1.0, std)).to(dtype))
