@@ -67,8 +67,8 @@ def _advice(trainer: Trainer, during: str) -> list[str]:
     if settings.micro_batch is None and plain and settings.fsdp is None and settings.accumulate == 1:
         lines.append("trainer.micro_batch: auto finds how many samples fit at a time; the result is the same")
     elif plain:
-        now = settings.micro_batch if settings.micro_batch is not None else f"{trainer.accumulate} parts of a batch"
-        lines.append(f"trainer.micro_batch: fewer samples at a time (now {now}); the result is the same")
+        taken = settings.micro_batch if settings.micro_batch is not None else f"{trainer.accumulate} parts of a batch"
+        lines.append(f"trainer.micro_batch: fewer samples at a time (now {taken}); the result is the same")
     if settings.precision in ("fp32", "fp64") and trainer.device.type != "cpu":
         lines.append(f"trainer.precision: bf16 halves what activations take (now {settings.precision})")
     if settings.fsdp is not None and not settings.fsdp.activation_checkpointing:
