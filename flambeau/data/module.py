@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flambeau.data.batch import Batch
+from flambeau.data.batch import Batch, Collate
 
 
 class DataModule:
@@ -20,6 +20,8 @@ class DataModule:
             numpy and `random` are seeded for each sample by (seed, epoch, index).
         batch_transform: called with each batch on the training device, in training and evaluation alike; it
             must be deterministic (normalise bytes, move channels).
+        collate: makes a batch of a list of samples, in the form of a sample, where they cannot simply be stacked:
+            `flambeau.data.Padding` for samples of different lengths.
     """
 
     train: Any = None
@@ -28,3 +30,4 @@ class DataModule:
     train_transform: Callable[[Any], Any] | None = None
     eval_transform: Callable[[Any], Any] | None = None
     batch_transform: Callable[[Batch], Batch] | None = None
+    collate: Collate | None = None

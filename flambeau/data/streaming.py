@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flambeau.data.batch import collate
+from flambeau.data.batch import Collate, collate_with
 from flambeau.data.batch_order import Portion, portion
 from flambeau.data.index_stream import Indices
 from flambeau.data.reading import Transform
@@ -54,6 +54,7 @@ class SampleStream:
         training: passes without end, each an epoch of its own; else one pass.
         rank, ranks: which process this is, of how many: in training it gets its share of each batch, else every
             `ranks`-th batch whole.
+        collate: makes a batch of samples; None stacks them.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class SampleStream:
         training: bool,
         rank: int = 0,
         ranks: int = 1,
+        collate: Collate | None = None,
     ) -> None:
         self.dataset = dataset
+        self.collate = collate
         self.transform = transform
         self.seed = seed
         self.batch_size = batch_size
@@ -122,7 +125,7 @@ class SampleStream:
                     after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
                     if with_state and self.has_state and not at_end:
                         after = replace(after, dataset=self.dataset.state_dict())
-                    yield *collate(samples), ids, size, after
+                    yield *collate_with(self.collate, samples), ids, size, after
                 if at_end:
                     break
             if not self.training:

@@ -195,6 +195,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         train_transform=getattr(data, "train_transform", None),
         eval_transform=getattr(data, "eval_transform", None),
         batch_transform=getattr(data, "batch_transform", None),
+        collate=getattr(data, "collate", None),
         seed=_seed(config),
         device=place,
         settings=settings,

@@ -53,4 +53,5 @@ class EvalData:
             device_resident=loader.device_resident,
             rank=trainer.world.rank,
             ranks=trainer.world.size,
+            collate=trainer.collate,
         )

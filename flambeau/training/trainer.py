@@ -20,6 +20,7 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
+from flambeau.data.batch import Collate
 from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
@@ -76,6 +77,7 @@ class Trainer:
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
         batch_transform: applied to each batch on the device, in training and evaluation.
+        collate: makes a batch of a list of samples, in the form of a sample; default: stacks them.
         run_dir: where the run is kept; None keeps nothing on disk.
         seed: of the order of samples, augmentation and dropout.
         device: `auto`, `cpu`, `0`, `cuda:1` ...
@@ -105,6 +107,7 @@ class Trainer:
         train_transform: Callable[[Any], Any] | None = None,
         eval_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Batch], Batch] | None = None,
+        collate: Collate | None = None,
         run_dir: RunFolder | Path | str | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -140,6 +143,7 @@ class Trainer:
         self.train_data, self.val_data, self.test_data = train_data, val_data, test_data
         check_splits(self.settings, val_data=val_data, test_data=test_data)
         self.eval_transform, self.batch_transform = eval_transform, batch_transform
+        self.collate = collate
         self.feeder = Feeder(
             train_data,
             settings=self.loader,
@@ -150,6 +154,7 @@ class Trainer:
             batch_transform=batch_transform,
             rank=self.world.rank,
             ranks=self.world.size,
+            collate=collate,
         )
         check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
         self.accumulate_found: int | None = None
