@@ -21,7 +21,7 @@ from flambeau.run_folder import RunFolder, State, Status, find_runs, read_metric
 from flambeau.run_folder.saved_config import load_saved_config
 from flambeau.run_folder.status import state_now
 from flambeau.training import Trainer, snapshot
-from flambeau.training.build import build_trainer
+from flambeau.training.build import Recipes, build_data, build_trainer
 
 if TYPE_CHECKING:
     import pandas
@@ -142,6 +142,11 @@ class Run:
         found = self.checkpoint(checkpoint, mode=trainer.mode)
         snapshot.load_weights(trainer, found)
         return trainer
+
+    def data(self) -> Any:
+        """The data module of the run, made anew from its configuration."""
+        self.config.project.activate()
+        return build_data(self.config, Recipes.of(self.config))[0]
 
     def model(self, *, checkpoint: str | int = "best", device: str = "cpu") -> nn.Module:
         """The model with the weights of a checkpoint, in evaluation mode."""

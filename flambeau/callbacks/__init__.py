@@ -9,6 +9,7 @@ from flambeau.callbacks.notices import Mail, Webhook
 from flambeau.callbacks.notify import Notify
 from flambeau.callbacks.reduce_on_plateau import ReduceOnPlateau
 from flambeau.callbacks.sample_images import SampleImages
+from flambeau.callbacks.sample_text import SampleText
 from flambeau.callbacks.stop_when import StopWhen
 from flambeau.callbacks.time_limit import TimeLimit
 
@@ -22,6 +23,7 @@ __all__ = [
     "Notify",
     "ReduceOnPlateau",
     "SampleImages",
+    "SampleText",
     "StopWhen",
     "TimeLimit",
     "Webhook",

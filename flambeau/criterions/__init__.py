@@ -2,7 +2,20 @@
 
 from flambeau.criterions.cross_entropy import CrossEntropy
 from flambeau.criterions.dice import Dice
+from flambeau.criterions.focal import FocalLoss, SigmoidFocalLoss
 from flambeau.criterions.mse import MSE
+from flambeau.criterions.token_cross_entropy import TokenCrossEntropy
 from flambeau.criterions.units import reduction_of, unit_counter, units_of, weigh
 
-__all__ = ["CrossEntropy", "Dice", "MSE", "reduction_of", "unit_counter", "units_of", "weigh"]
+__all__ = [
+    "CrossEntropy",
+    "Dice",
+    "FocalLoss",
+    "MSE",
+    "SigmoidFocalLoss",
+    "TokenCrossEntropy",
+    "reduction_of",
+    "unit_counter",
+    "units_of",
+    "weigh",
+]

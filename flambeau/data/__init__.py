@@ -5,6 +5,7 @@ from flambeau.data.feeding import EvalFeeder, Feeder
 from flambeau.data.in_memory import ArrayDataset
 from flambeau.data.index_stream import IndexStream
 from flambeau.data.module import DataModule
+from flambeau.data.padding import Padding
 from flambeau.data.splits import split
 
-__all__ = ["ArrayDataset", "Batch", "DataModule", "EvalFeeder", "Feeder", "IndexStream", "collate", "split"]
+__all__ = ["ArrayDataset", "Batch", "DataModule", "EvalFeeder", "Feeder", "IndexStream", "Padding", "collate", "split"]

@@ -7,7 +7,7 @@ a first dimension, and what is not numeric (strings, bytes, None, lists of such)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ import torch
 from flambeau.data.sample_random import beta, normal, uniform
 from flambeau.errors import UsageError
 from flambeau.runtime.seeds import derive
+
+Collate = Callable[[Sequence[Any]], Any]
+"""Makes one batch of samples, in the form of a sample: `(inputs, targets)` or `{"inputs": ..., "targets": ...}`."""
 
 _HOST_TYPES = (str, bytes, type(None), list, tuple)
 
@@ -168,6 +171,35 @@ def collate(samples: Sequence[Any]) -> tuple[Any, Any]:
     return inputs, targets
 
 
+def collate_with(function: Collate | None, samples: Sequence[Any]) -> tuple[Any, Any]:
+    """`(inputs, targets)` of a batch, made by a data module's own function, or by `collate`.
+
+    Raises:
+        UsageError: what the function gave is no batch of these samples: every tensor and list in it must have the
+            samples as its first dimension, since micro-batches are cut from it.
+    """
+    if function is None:
+        return collate(samples)
+    inputs, targets = input_and_target(function(samples))
+    for size in _sizes({"inputs": inputs, "targets": targets}):
+        if size != len(samples):
+            raise UsageError(
+                f"the data's collate made {size} rows of {len(samples)} samples",
+                remedy="give every tensor the samples as its first dimension",
+            )
+    return inputs, targets
+
+
+def _sizes(data: Any) -> Iterator[int]:
+    if isinstance(data, torch.Tensor):
+        yield len(data) if data.ndim else 0
+    elif isinstance(data, list):
+        yield len(data)
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _sizes(value)
+
+
 def input_and_target(sample: Any) -> tuple[Any, Any]:
     """The two halves of a sample (or of a whole batch in the form of a sample)."""
     if isinstance(sample, tuple | list) and 1 <= len(sample) <= 2:
@@ -252,7 +284,8 @@ def _require_same_shape(values: list[Any], key: str) -> None:
             raise UsageError(
                 f"'{key}' has shape {tuple(shape)} in the first sample of the batch "
                 f"and {tuple(value.shape)} in number {number}",
-                remedy="resize, crop or pad the samples to one shape in a transform",
+                remedy="resize, crop or pad the samples to one shape in a transform; or give the data module a "
+                "`collate` that pads them to the longest of each batch: flambeau.data.Padding",
             )
 
 

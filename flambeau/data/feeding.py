@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 
 from flambeau.config.sections import LoaderSettings
-from flambeau.data.batch import Batch, map_tensors, share
+from flambeau.data.batch import Batch, Collate, map_tensors, share
 from flambeau.data.batch_order import BatchOrder, Portion, Request
 from flambeau.data.in_memory import ArrayDataset, as_arrays, resident, split_rows
 from flambeau.data.index_stream import IndexStream, Indices
@@ -54,7 +54,7 @@ class _MapSource:
         self._settings = settings
         self._device = device
         self._key = partial(batch_key, reader.seed, training=reader.training)
-        arrays = as_arrays(dataset) if reader.transform is None else None
+        arrays = as_arrays(dataset) if reader.transform is None and reader.collate is None else None
         self._arrays = None if arrays is None else resident(arrays, device, settings.device_resident)
         self._pool: WorkerPool | None = None
 
@@ -170,6 +170,7 @@ class Feeder:
         rank, ranks: which process this is, of how many that train together. Each gets a contiguous share of every
             batch; sizes differ by at most one, the first shares are the larger ones. A share without samples is one
             row of somebody else's, of size 0.
+        collate: makes a batch of samples, in the form of a sample; None stacks them.
 
     Attributes:
         steps_per_epoch: batches in an epoch; None for an iterable dataset without a length.
@@ -191,6 +192,7 @@ class Feeder:
         batch_transform: BatchTransform | None = None,
         rank: int = 0,
         ranks: int = 1,
+        collate: Collate | None = None,
     ) -> None:
         device = torch.device(device)
         self._batch_transform = batch_transform
@@ -206,6 +208,7 @@ class Feeder:
                 training=True,
                 rank=rank,
                 ranks=ranks,
+                collate=collate,
             )
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.steps_per_epoch = stream.steps_per_epoch
@@ -218,7 +221,7 @@ class Feeder:
                 rank=rank,
                 ranks=ranks,
             )
-            reader = SampleReader(dataset, transform, seed, training=True)
+            reader = SampleReader(dataset, transform, seed, training=True, collate=collate)
             self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
             self.steps_per_epoch = order.steps_per_epoch
         if self.steps_per_epoch == 0:
@@ -279,6 +282,7 @@ class EvalFeeder:
         rank: int = 0,
         ranks: int = 1,
         samples: int | None = None,
+        collate: Collate | None = None,
     ) -> None:
         device = torch.device(device)
         settings = LoaderSettings(workers=workers, prefetch=prefetch, device_resident=device_resident)
@@ -297,6 +301,7 @@ class EvalFeeder:
                 rank=rank,
                 ranks=ranks,
                 limit=samples,
+                collate=collate,
             )
             self._source = _StreamSource(stream, settings=settings, device=device)
             self.num_samples = stream.size if samples is None else min(stream.size or samples, samples)
@@ -310,7 +315,7 @@ class EvalFeeder:
             self._stride = 1
             in_order = IndexStream(min(stop * batch_size, self.num_samples), seed, shuffle=False)
             order = BatchOrder(in_order, batch_size, drop_last=False, endless=False)
-            reader = SampleReader(dataset, transform, seed, training=False)
+            reader = SampleReader(dataset, transform, seed, training=False, collate=collate)
             self._source = _MapSource(dataset, order, reader, settings=settings, device=device)
 
     def batches(self) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flambeau.data.batch import Batch
+from flambeau.data.batch import Batch, Collate
 
 
 class DataModule:
@@ -22,6 +22,8 @@ class DataModule:
             must be deterministic (normalise bytes, move channels).
         train_batch_transform: likewise, after it, in training alone; its random numbers are to come from
             `Batch.random`, so that they are a function of (seed, epoch, sample).
+        collate: makes a batch of a list of samples, in the form of a sample, where they cannot simply be stacked:
+            `flambeau.data.Padding` for samples of different lengths.
     """
 
     train: Any = None
@@ -31,3 +33,4 @@ class DataModule:
     eval_transform: Callable[[Any], Any] | None = None
     batch_transform: Callable[[Batch], Batch] | None = None
     train_batch_transform: Callable[[Batch], Batch] | None = None
+    collate: Collate | None = None

@@ -6,14 +6,14 @@ the process, nor the other samples of the batch, nor what ran before have any pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from flambeau.data.batch import collate, input_and_target, row_of
+from flambeau.data.batch import Collate, collate_with, input_and_target, row_of
 from flambeau.data.in_memory import as_fetching
 from flambeau.data.index_stream import Indices
 from flambeau.runtime.seeds import derive, host_generators_kept, seed_host
@@ -31,10 +31,14 @@ class SampleReader:
         transform: called with each sample, or None.
         seed: the seed of the run.
         training: whether the epoch counts in the seed of a sample; an evaluation is the same each time.
+        collate: makes a batch of samples, in the form of a sample; None stacks them.
     """
 
-    def __init__(self, dataset: Any, transform: Transform | None, seed: int, *, training: bool) -> None:
+    def __init__(
+        self, dataset: Any, transform: Transform | None, seed: int, *, training: bool, collate: Collate | None = None
+    ) -> None:
         self.transform = transform
+        self.collate = collate
         self.seed = seed
         self.training = training
         self._dataset, self._positions = unwrap(dataset)
@@ -48,17 +52,20 @@ class SampleReader:
             if self._source is not None:
                 seed_host(self._seed_of("fetch", epoch, indices[0]))
                 batch = input_and_target(self._source.fetch(torch.from_numpy(positions)))
-                if self.transform is None:
+                if self.transform is None and self.collate is None:
                     return batch
                 samples = [(row_of(batch[0], row), row_of(batch[1], row)) for row in range(len(indices))]
             elif hasattr(self._dataset, "__getitems__"):
                 seed_host(self._seed_of("fetch", epoch, indices[0]))
                 samples = list(self._dataset.__getitems__(positions.tolist()))
             else:
-                return collate(self._apply(self._read_sample, epoch, indices, positions.tolist()))
+                return self._batch(self._apply(self._read_sample, epoch, indices, positions.tolist()))
             if self.transform is not None:
                 samples = self._apply(self.transform, epoch, indices, samples)
-            return collate(samples)
+            return self._batch(samples)
+
+    def _batch(self, samples: Sequence[Any]) -> tuple[Any, Any]:
+        return collate_with(self.collate, samples)
 
     def _read_sample(self, position: int) -> Any:
         sample = self._dataset[position]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from flambeau.data.batch import collate
+from flambeau.data.batch import Collate, collate_with
 from flambeau.data.batch_order import Portion, portion
 from flambeau.data.index_stream import Indices
 from flambeau.data.reading import Transform
@@ -63,6 +63,7 @@ class SampleStream:
         rank, ranks: which process this is, of how many: in training it gets its share of each batch, else every
             `ranks`-th batch whole.
         limit: end a pass after so many samples; whether the dataset has as many as it says is then not found out.
+        collate: makes a batch of samples; None stacks them.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class SampleStream:
         rank: int = 0,
         ranks: int = 1,
         limit: int | None = None,
+        collate: Collate | None = None,
     ) -> None:
         self.limit = limit
         self.dataset = dataset
+        self.collate = collate
         self.transform = transform
         self.seed = seed
         self.batch_size = batch_size
@@ -134,7 +137,7 @@ class SampleStream:
                     after = StreamPosition(step, epoch + 1, 0) if at_end else StreamPosition(step, epoch, samples_read)
                     if with_state and self.has_state and not at_end:
                         after = replace(after, dataset=self.dataset.state_dict())
-                    yield *collate(samples), ids, part, after
+                    yield *collate_with(self.collate, samples), ids, part, after
                 if at_end:
                     break
             if not self.training:

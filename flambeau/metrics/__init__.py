@@ -6,6 +6,7 @@ from flambeau.metrics.base import MergeableMetric, Metric, RatioMetric
 from flambeau.metrics.confusion import F1, ConfusionMatrix, MeanIoU, Precision, Recall
 from flambeau.metrics.foreign import metric_values, prepare_metric
 from flambeau.metrics.images import PSNR
+from flambeau.metrics.language import BitsPerByte, Perplexity
 from flambeau.metrics.regression import (
     MeanAbsoluteError,
     MeanAbsolutePercentageError,
@@ -32,6 +33,8 @@ __all__ = [
     "MeanSquaredError",
     "R2Score",
     "RootMeanSquaredError",
+    "BitsPerByte",
+    "Perplexity",
     "prepare_metric",
     "metric_values",
 ]

@@ -234,6 +234,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
         **build_transforms(config, recipes, data),
+        collate=getattr(data, "collate", None),
         seed=_seed(config),
         device=place,
         settings=settings,

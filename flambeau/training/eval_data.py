@@ -62,4 +62,5 @@ class EvalData:
             rank=trainer.world.rank,
             ranks=trainer.world.size,
             samples=samples,
+            collate=trainer.collate,
         )

@@ -20,6 +20,7 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
+from flambeau.data.batch import Collate
 from flambeau.data.parts import limit_parts
 from flambeau.data.transforms import in_turn
 from flambeau.distributed.replicas import Shares
@@ -95,6 +96,7 @@ class Trainer(Showing):
         train_transform, eval_transform: applied to each sample; seeded by (seed, epoch, index).
         batch_transform: applied to each batch on the device, in training and evaluation.
         train_batch_transform: applied after it, in training alone.
+        collate: makes a batch of a list of samples, in the form of a sample; default: stacks them.
         run_dir: where the run is kept; None keeps nothing on disk.
         seed: of the order of samples, augmentation and dropout.
         device: `auto`, `cpu`, `0`, `cuda:1` ...
@@ -126,6 +128,7 @@ class Trainer(Showing):
         eval_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Batch], Batch] | None = None,
         train_batch_transform: Callable[[Batch], Batch] | None = None,
+        collate: Collate | None = None,
         run_dir: RunFolder | Path | str | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -161,6 +164,7 @@ class Trainer(Showing):
         self.train_data, self.val_data, self.test_data = limit_parts(self.loader, seed, train_data, val_data, test_data)
         check_splits(self.settings, val_data=val_data, test_data=test_data)
         self.eval_transform, self.batch_transform = eval_transform, batch_transform
+        self.collate = collate
         self.feeder = Feeder(
             self.train_data,
             settings=self.loader,
@@ -171,6 +175,7 @@ class Trainer(Showing):
             batch_transform=in_turn(batch_transform, train_batch_transform),
             rank=self.world.rank,
             ranks=self.world.size,
+            collate=collate,
         )
         own_update = type(self).update is not Trainer.update
         check_micro_batch(self.settings, own_update=own_update)
