@@ -113,8 +113,8 @@ class Shares:
         """Give all processes rank 0's values of the buffers that the forward pass changes."""
         copy_from_main(self._changing)
 
-    def _divide_by(self, total: torch.Tensor) -> None:
-        """Make the gradients of sums over units, of which there are `total`, those of means."""
+    def _divide_by(self, total: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
+        """Make gradients of sums over units, of which there are `total`, those of means."""
         if total.is_cpu:  # on an accelerator, asking would wait for it
             units = total.item()
             if units in (0.0, self._expected):
@@ -122,7 +122,6 @@ class Shares:
             factor: Any = self._expected / units
         else:
             factor = torch.where(total > 0, self._expected / total, 1.0).squeeze(0)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         torch._foreach_mul_(local_parts(gradients), factor)
 
 
@@ -191,12 +190,14 @@ class Replicas(Shares):
         """After the last backward pass of a step: make every gradient that of the whole global batch."""
         if not self._replica.called:
             # The model was called part by part, which DistributedDataParallel does not see.
-            self._exchange_by_hand()
+            tensors = [p.grad for p in (*self._parameters, self._tally) if p.grad is not None]
+            mean_over_processes(tensors, self.world)
         self._replica.called = False
         tally = self._tally.grad
         self._tally.grad = None
         if tally is not None and not self._sums:
-            self._divide_by(tally * self.world.size)
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._divide_by(tally * self.world.size, gradients)
 
     def _lay_out(self) -> None:
         """Make an exchange of zeros, after which torch has laid the gradients out in buckets for good.
@@ -210,16 +211,6 @@ class Replicas(Shares):
         self._replica.empty = False
         for parameter in (*self._parameters, self._tally):
             parameter.grad = None
-
-    def _exchange_by_hand(self) -> None:
-        tensors = [p.grad for p in (*self._parameters, self._tally) if p.grad is not None]
-        for some in _alike(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in some])
-            dist.all_reduce(flat)
-            flat /= self.world.size
-            parts = torch.split(flat, [tensor.numel() for tensor in some])
-            for tensor, part in zip(some, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
 
 
 class _Replica(nn.Module):
@@ -258,6 +249,18 @@ def copy_from_main(tensors: Iterable[torch.Tensor]) -> None:
     for some in _alike(list(tensors)):
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         dist.broadcast(flat, 0)
+        parts = torch.split(flat, [tensor.numel() for tensor in some])
+        for tensor, part in zip(some, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+@torch.no_grad()
+def mean_over_processes(tensors: Sequence[torch.Tensor], world: World) -> None:
+    """Replace each tensor by its mean over the processes, a few large messages in place of many small ones."""
+    for some in _alike(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in some])
+        dist.all_reduce(flat)
+        flat /= world.size
         parts = torch.split(flat, [tensor.numel() for tensor in some])
         for tensor, part in zip(some, parts, strict=True):
             tensor.copy_(part.view_as(tensor))

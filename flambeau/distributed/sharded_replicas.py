@@ -87,7 +87,7 @@ class ShardedReplicas(Shares):
         if self._sent is not None:
             total, work = self._sent
             work.wait()
-            self._divide_by(total)
+            self._divide_by(total, [p.grad for p in self._parameters if p.grad is not None])
         if self._first_step and self._others:
             self._find_changing()
         self._first_step = False

@@ -198,13 +198,14 @@ def prepare_model(
     return model.to(device)  # what no parameter's block has taken along
 
 
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that was made before a model was sharded: it would step what nobody uses.
 
     Raises:
         UsageError: says what to do instead.
     """
-    if is_sharded_model(model) and not all(is_sharded(p) for group in optimizer.param_groups for p in group["params"]):
+    parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    if is_sharded_model(model) and not all(map(is_sharded, parameters)):
         raise UsageError(
             "the optimizer was made before the model was sharded, and has other parameters than the model",
             remedy="call flambeau.distributed.sharding.prepare_model first, and make the optimizer of what it returns",

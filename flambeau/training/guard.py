@@ -34,19 +34,36 @@ def reject_loss(trainer: Trainer, batch: Batch) -> None:
         before = describe_batch(trainer.last_batch) if trainer.last_batch is not None else "no batch"
         reason = explain_bad_loss(trainer.model, batch, lambda: _repeat_forward(trainer, batch), before)
         raise NonFiniteError(f"the loss of step {trainer.state.step + 1} is not finite: {reason}")
-    _skip(trainer, f"the loss is not finite ({describe_batch(batch)})")
+    _skip(trainer, trainer.stepper, f"the loss is not finite ({describe_batch(batch)})")
     trainer.clear_gradients()
 
 
-def reject_mean(trainer: Trainer, position: int) -> None:
-    """Stop because a loss since the last log line was not finite.
+def reject_named_loss(trainer: Trainer, stepper: Stepper, batch: Batch) -> None:
+    """The same with a loss that an update of one's own gave to one of several optimizers."""
+    what = f"the loss of '{stepper.name}'"
+    if trainer.settings.nan_policy == "stop":
+        before = describe_batch(trainer.last_batch) if trainer.last_batch is not None else "no batch"
+        reason = explain_bad_loss(trainer.model, batch, None, before)
+        raise NonFiniteError(f"{what} in step {trainer.state.step + 1} is not finite: {reason}")
+    _skip(trainer, stepper, f"{what} is not finite ({describe_batch(batch)})")
+
+
+def reject_means(trainer: Trainer, bad: Mapping[str, int]) -> None:
+    """Stop if a loss since the last log line was not finite.
 
     Args:
-        position: of the first such loss among the micro-batches since then.
+        bad: for each mean of the log that is not finite, the number of the first such value since then.
+
+    Raises:
+        NonFiniteError: says where.
     """
+    name = next((name for name in bad if f"{name}/".startswith("train/loss/")), None)
+    if name is None:
+        return
+    position, what = bad[name], name.removeprefix("train/").replace("/", " of ")
     where = first_bad_weight(trainer.model) or "all weights are finite"
     raise NonFiniteError(
-        f"the loss became NaN or infinite within the {trainer.settings.log_every} steps before step "
+        f"the {what} became NaN or infinite within the {trainer.settings.log_every} steps before step "
         f"{trainer.state.step} (at micro-batch {position + 1} of them): {where}"
     )
 
@@ -68,7 +85,7 @@ def gradients_are_usable(trainer: Trainer, stepper: Stepper) -> bool:
     Raises:
         NonFiniteError: a gradient is not finite, and `trainer.nan_policy` says to stop.
     """
-    scaler, clipping, policy = trainer.precision.scaler, stepper.clipping, trainer.settings.nan_policy
+    scaler, clipping, policy = stepper.scaler, stepper.clipping, trainer.settings.nan_policy
     if scaler is not None:
         scaler.unscale_(stepper.optimizer)
     skips = scaler is not None or policy == "skip"
@@ -77,18 +94,19 @@ def gradients_are_usable(trainer: Trainer, stepper: Stepper) -> bool:
     norm, norms = clipping.clip()
     # The same on all; noted by all, it would weigh more with more.
     if (clipping.clips or clipping.logs) and trainer.world.is_main:
-        trainer.train_means.add("train/grad_norm", norm, 1.0)
+        score = stepper.label("train/grad_norm")
+        trainer.train_means.add(score, norm, 1.0)
         for name, own in norms.items():
-            trainer.train_means.add(f"train/grad_norm/{name}", own, 1.0)
+            trainer.train_means.add(f"{score}/{name}", own, 1.0)
     if not (skips or trainer.device.type == "cpu") or math.isfinite(norm.item()):
         return True
     if scaler is not None:  # the scaler's search for a scale that does not overflow is no fault
-        trainer.state.skipped += 1
+        stepper.counts.skip()
         return False
     where = first_bad_gradient(trainer.model) or "a gradient is not finite"
     if policy == "stop":
         raise NonFiniteError(f"step {trainer.state.step + 1}: {where}")
-    _skip(trainer, where)
+    _skip(trainer, stepper, where)
     return False
 
 
@@ -99,13 +117,13 @@ def _repeat_forward(trainer: Trainer, batch: Batch) -> None:
         trainer.training_step(batch)
 
 
-def _skip(trainer: Trainer, reason: str) -> None:
-    state = trainer.state
-    state.skipped += 1
-    state.skipped_in_row += 1
-    trainer.recorder.warn(f"step {state.step + 1} is left out: {reason}")
-    if state.skipped_in_row > trainer.settings.max_skips:
-        raise NonFiniteError(f"{state.skipped_in_row} steps in a row were left out; the last: {reason}")
+def _skip(trainer: Trainer, stepper: Stepper, reason: str) -> None:
+    counts, of = stepper.counts, f" of '{stepper.name}'" if stepper.name is not None else ""
+    counts.skip()
+    counts.skipped_in_row += 1
+    trainer.recorder.warn(f"step {trainer.state.step + 1}{of} is left out: {reason}")
+    if counts.skipped_in_row > trainer.settings.max_skips:
+        raise NonFiniteError(f"{counts.skipped_in_row} steps in a row{of} were left out; the last: {reason}")
 
 
 def first_bad_tensor(value: Any, name: str) -> str | None:
@@ -182,17 +200,17 @@ def weights_are_finite(model: nn.Module) -> bool:
     return true_everywhere(finite, group_of(parameters))
 
 
-def explain_bad_loss(model: nn.Module, batch: Batch, forward: Callable[[], object], previous: str) -> str:
+def explain_bad_loss(model: nn.Module, batch: Batch, forward: Callable[[], object] | None, previous: str) -> str:
     """Where a loss that is not finite comes from: inputs, targets, weights, an activation, or the criterion.
 
-    `forward` computes the loss of `batch` once more, with the same random numbers. `previous` describes the batch of
-    the step before, whose gradient is to blame when the weights are not finite.
+    `forward` computes the loss of `batch` once more, with the same random numbers; None where that cannot be done.
+    `previous` describes the batch of the step before, whose gradient is to blame when the weights are not finite.
     """
     if found := first_bad_tensor(batch.inputs, "the input") or first_bad_tensor(batch.targets, "the target"):
         return f"{found} (samples {_ids(batch)})"
     if fault := next(_bad_weights(model), None):
         return f"the weight {fault[1]}: the update before this step, on {previous}, had a gradient that is not finite"
-    if is_sharded_model(model):  # the other processes would have to repeat it too
+    if forward is None or is_sharded_model(model):  # of a sharded one the other processes would have to repeat it too
         return f"inputs and weights are finite: it arose in the model or the criterion (samples {_ids(batch)})"
     module = _first_bad_activation(model, forward)
     if module is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,8 @@ class _RanAwayError(FlambeauError):
 class _Watch(Callback):
     """Keeps the rate and the loss of each step, and ends the sweep when the loss has run away."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: Callable[[int], float]) -> None:
+        self._rate = rate
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.diverged = False
@@ -48,7 +49,7 @@ class _Watch(Callback):
         name = next((key for key in record if f"{key}/".startswith("train/loss/")), None)
         if name is None:
             raise UsageError("the trainer records no train/loss, and without one no rate can be judged")
-        self.rates.append(record["lr"])
+        self.rates.append(self._rate(trainer.state.step - 1))
         self.losses.append(record[name])
         self.diverged = self._ran_away(record[name])
         if self.diverged:
@@ -72,7 +73,7 @@ def find_learning_rate(
         UsageError: the optimizer has no rate above 0, or the loss runs away at once.
     """
     trainer = build_trainer(_of_the_sweep(config, steps), device=device)
-    watch = _Watch()
+    watch = _Watch(Sweep(total_steps=steps, first=first, last=last))
     trainer.callbacks = {"find-lr": watch}
     trainer.hooks = Hooks(trainer.callbacks)
     trainer.val_data = trainer.test_data = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flambeau.config.sections import LoaderSettings, TrainerSettings
 from flambeau.errors import UsageError
@@ -78,9 +78,17 @@ def check_splits(settings: TrainerSettings, *, val_data: object, test_data: obje
         )
 
 
-def make_schedule(
-    scheduler: Schedule | Callable[..., Schedule] | None, total_steps: int, steps_per_epoch: int | None = None
-) -> Schedule:
+Scheduler = Schedule | Callable[..., Schedule] | None
+"""A schedule, what makes one when called with `total_steps=` (and
+`steps_per_epoch=`, where it takes it), or None for a constant one."""
+
+
+def scheduler_of(scheduler: Scheduler | Mapping[str, Scheduler], name: str) -> Scheduler:
+    """The scheduler of one of several optimizers: its own, or the one of all."""
+    return scheduler.get(name) if isinstance(scheduler, Mapping) else scheduler
+
+
+def make_schedule(scheduler: Scheduler, total_steps: int, steps_per_epoch: int | None = None) -> Schedule:
     """The schedule of a run of `total_steps`: as given, or made for this length."""
     if scheduler is None:
         return Constant(total_steps=total_steps)
@@ -92,13 +100,22 @@ def make_schedule(
 
 
 def describe_replanning(
-    scheduler: Schedule | Callable[..., Schedule] | None,
+    scheduler: Scheduler | Mapping[str, Scheduler],
     old_total: int,
     new_total: int,
     step: int,
     steps_per_epoch: int | None = None,
 ) -> str | None:
-    """What another length does to the schedule of a run that is at `step`; None if the steps so far keep theirs."""
+    """What another length does to the schedule of a run that is at `step`; None if the steps so far keep theirs.
+
+    Of several schedules, the first that changes is told of.
+    """
+    if isinstance(scheduler, Mapping):
+        changes = (
+            (name, describe_replanning(own, old_total, new_total, step, steps_per_epoch))
+            for name, own in scheduler.items()
+        )
+        return next((f"{name}: {change}" for name, change in changes if change is not None), None)
     new = make_schedule(scheduler, new_total, steps_per_epoch)
     name = type(new).__name__
     try:

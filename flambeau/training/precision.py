@@ -23,17 +23,25 @@ class Precision:
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self.name = name
-        self.scaler: torch.amp.GradScaler | None = None
+        self._device_type = device.type
+        self._dtype: torch.dtype | None = None
         self._context: AbstractContextManager[object] = nullcontext()
         if name in ("bf16", "fp16"):
-            dtype = torch.bfloat16 if name == "bf16" else torch.float16
-            self._context = torch.autocast(device.type, dtype=dtype)
-        if name == "fp16":
-            self.scaler = torch.amp.GradScaler(device.type)
+            self._dtype = torch.bfloat16 if name == "bf16" else torch.float16
+            self._context = self.new_autocast()
+        self.scaler = self.make_scaler()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass and its loss."""
         return self._context
+
+    def new_autocast(self) -> AbstractContextManager[object]:
+        """The same, of its own: around code that may enter `autocast` itself."""
+        return torch.autocast(self._device_type, dtype=self._dtype) if self._dtype is not None else nullcontext()
+
+    def make_scaler(self) -> torch.amp.GradScaler | None:
+        """A scaler of one optimizer's losses, for fp16."""
+        return torch.amp.GradScaler(self._device_type) if self.name == "fp16" else None
 
     def cast_model(self, model: nn.Module) -> None:
         if self.name == "fp64":

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flambeau.data import Batch
 from flambeau.distributed.batch_norm import local_norms
+from flambeau.distributed.by_hand import HandReplicas
 from flambeau.distributed.replicas import Replicas, Shares
 from flambeau.distributed.sharded_replicas import ShardedReplicas
 from flambeau.distributed.sharding import is_sharded_model
@@ -77,14 +78,14 @@ def _connect(trainer: Trainer, found: Rehearsal | None) -> Shares:
         )
     buffers = dict(trainer.model.named_buffers())
     changed = found.changed_buffers if found is not None else dict.fromkeys(buffers, "other")
-    return Replicas(
-        trainer.model,
-        trainer.forward,
-        world=trainer.world,
-        device=trainer.device,
-        parameters=trainer.with_gradient,
-        sums=trainer.sums_losses,
-        static_graph=trainer.settings.static_graph,
-        broadcast_buffers="other" in changed.values(),
-        changing=[buffers[name] for name in changed],
-    )
+    common: dict[str, Any] = {
+        "world": trainer.world,
+        "device": trainer.device,
+        "parameters": trainer.with_gradient,
+        "sums": trainer.sums_losses,
+        "broadcast_buffers": "other" in changed.values(),
+        "changing": [buffers[name] for name in changed],
+    }
+    if trainer.named is not None:
+        return HandReplicas(trainer.model, trainer.forward, **common)
+    return Replicas(trainer.model, trainer.forward, static_graph=trainer.settings.static_graph, **common)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from flambeau.checkpoint import Checkpoint
+from flambeau.checkpoint.reading import Like
 from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.distributed.sharding import layout_of, twin_of
 from flambeau.errors import CheckpointError
@@ -36,12 +38,10 @@ HYPERPARAMETERS = (
 
 def take(trainer: Trainer) -> dict[str, Any]:
     """The state of a run after a step. Torch's generators are not in it: a step seeds them by its number."""
-    scaler = trainer.precision.scaler
     return {
         "model": trainer.model.state_dict(),
         "ema": trainer.ema.model.state_dict() if trainer.ema else None,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
+        **_optimizers(trainer),
         "train": trainer.state.state_dict(),
         "planned": {"steps": trainer.planned_steps, "end": trainer.total_steps, "stop": trainer.stop_reason},
         "parts": {"found": trainer.accumulate_found, "ranks": trainer.world.size},
@@ -63,7 +63,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     Raises:
         CheckpointError: the weights do not fit the model, or the training data has another length.
     """
-    state = checkpoint.load(like=layout_of(trainer.model, trainer.optimizer))
+    state = checkpoint.load(like=_layout(trainer))
     if state["train_samples"] != _length(trainer):
         raise CheckpointError(
             f"the training data had {state['train_samples']} samples at step {checkpoint.step} and has "
@@ -73,19 +73,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
     _load_weights(trainer.model, state["model"], checkpoint)
     if trainer.ema is not None:
         _load_weights(trainer.ema.model, state["ema"] if state["ema"] is not None else state["model"], checkpoint)
-    configured = [
-        {key: group[key] for key in HYPERPARAMETERS if key in group} for group in trainer.optimizer.param_groups
-    ]
-    try:
-        trainer.optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"the optimizer's state in {checkpoint.path} does not fit the configured optimizer: {error}"
-        ) from error
-    for group, values in zip(trainer.optimizer.param_groups, configured, strict=True):
-        group.update(values)
-    if trainer.precision.scaler is not None and state["scaler"] is not None:
-        trainer.precision.scaler.load_state_dict(state["scaler"])
+    _load_optimizers(trainer, state, checkpoint)
     trainer.state.load_state_dict(state["train"])
     planned = state["planned"]["steps"]
     if state["planned"].get("end", planned) == trainer.total_steps:
@@ -104,9 +92,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
 
 def replanning(trainer: Trainer, old_total: int, step: int) -> str | None:
     """What it does to the schedule that the run was planned over another number of steps; None if nothing."""
-    return describe_replanning(
-        trainer.scheduler, old_total, trainer.planned_steps, step, trainer.feeder.steps_per_epoch
-    )
+    for scheduler in (trainer.scheduler, trainer.weight_decay_scheduler):
+        length = (old_total, trainer.planned_steps, step, trainer.feeder.steps_per_epoch)
+        if change := describe_replanning(scheduler, *length):
+            return change
+    return None
 
 
 def chosen(trainer: Trainer, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
@@ -130,6 +120,56 @@ def load_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
     _load_weights(trainer.model, _judged_weights(trainer, checkpoint), checkpoint)
 
 
+def _optimizers(trainer: Trainer) -> dict[str, Any]:
+    """What moves of the optimizer, or of each of several."""
+    if trainer.named is not None:
+        return {"optimizers": trainer.named.state_dict()}
+    scaler = trainer.precision.scaler
+    return {"optimizer": trainer.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+
+
+def _load_optimizers(trainer: Trainer, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+    if trainer.named is None:
+        if "optimizer" not in state:
+            raise _other_optimizers(checkpoint, "several optimizers", "one")
+        _load_optimizer(trainer.optimizer, state["optimizer"], checkpoint)
+        if trainer.precision.scaler is not None and state["scaler"] is not None:
+            trainer.precision.scaler.load_state_dict(state["scaler"])
+        return
+    of_each = state.get("optimizers", {})
+    if of_each.keys() != trainer.optimizers.keys():
+        found = f"the optimizers {', '.join(of_each)}" if of_each else "one optimizer"
+        raise _other_optimizers(checkpoint, found, f"the optimizers {', '.join(trainer.optimizers)}")
+    for name, optimizer in trainer.optimizers.items():
+        _load_optimizer(optimizer, of_each[name]["optimizer"], checkpoint)
+    trainer.named.load_counts(of_each)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """The state of a checkpoint, and the settings of the configuration."""
+    configured = [{key: group[key] for key in HYPERPARAMETERS if key in group} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the optimizer's state in {checkpoint.path} does not fit the configured optimizer: {error}"
+        ) from error
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
+
+
+def _other_optimizers(checkpoint: Checkpoint, found: str, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.path} is of a run with {found}, and this trainer has {wanted}",
+        remedy="give the optimizers that the run began with, or begin a new run",
+    )
+
+
+def _layout(trainer: Trainer) -> Like | None:
+    """How a checkpoint's tensors are to lie here; several optimizers train whole copies only."""
+    return layout_of(trainer.model, trainer.optimizer) if trainer.named is None else None
+
+
 def _length(trainer: Trainer) -> int | None:
     data = trainer.train_data
     return len(data) if hasattr(data, "__len__") else None
@@ -144,7 +184,7 @@ def _own_means(trainer: Trainer, of_ranks: list[dict[str, Any]]) -> dict[str, An
 
 def _judged_weights(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, Any]:
     part = "ema" if trainer.ema is not None and trainer.monitor.startswith("val/ema/") else "model"
-    weights: dict[str, Any] = checkpoint.load(part, like=layout_of(trainer.model, trainer.optimizer))[part]
+    weights: dict[str, Any] = checkpoint.load(part, like=_layout(trainer))[part]
     return weights
 
 

@@ -33,6 +33,10 @@ class TrainState:
         """Updates applied: what schedules and averages count."""
         return self.step - self.skipped
 
+    def skip(self) -> None:
+        """Take note of an update that was left out."""
+        self.skipped += 1
+
     def judge(self, score: float, mode: Literal["min", "max"], min_delta: float = 0.0) -> bool:
         """Take note of a validation score; true if it is the best so far by more than `min_delta`.
 

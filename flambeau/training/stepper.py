@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from flambeau.errors import UsageError
 from flambeau.optim import Clipping, Schedule, direct_step, learning_rates, weight_decays
+
+
+class Counts(Protocol):
+    """What is counted of an optimizer's updates."""
+
+    skipped_in_row: int
+
+    def skip(self) -> None:
+        """Take note of an update that was left out."""
 
 
 class Stepper:
@@ -16,7 +26,10 @@ class Stepper:
     Args:
         optimizer: its groups' learning rates and weight decays at the start are what the schedules' factors are of.
         schedule: of the learning rate, by the number of the update, from 0; it may have one of the weight decay too.
-        decay: of the weight decay; default: it stays as it is.
+        counts: of its updates.
+        scaler: of its losses, where gradients are of 16 bits.
+        name: of several optimizers, what the updates call it by.
+        decay: schedule of the weight decay; default: it stays as it is.
         clipping: default: none.
 
     Raises:
@@ -28,11 +41,17 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         *,
+        counts: Counts,
+        scaler: torch.amp.GradScaler | None = None,
+        name: str | None = None,
         decay: Schedule | None = None,
         clipping: Clipping | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
+        self.scaler = scaler
+        self.counts = counts
+        self.name = name
         self.scale = 1.0
         """What the scheduled rates are multiplied by besides: `reduce_on_plateau` makes it smaller."""
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -83,3 +102,7 @@ class Stepper:
         for group in groups:
             group.setdefault("initial_weight_decay", group["weight_decay"])
         return chosen
+
+    def label(self, score: str) -> str:
+        """A score's name in the record: of several optimizers, with this one's."""
+        return score if self.name is None else f"{score}/{self.name}"

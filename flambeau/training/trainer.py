@@ -24,7 +24,7 @@ from flambeau.distributed.replicas import Shares
 from flambeau.distributed.sharding import check_optimizer, prepare_model, store_for
 from flambeau.errors import CheckpointError, UsageError
 from flambeau.metrics import Metric, prepare_metric
-from flambeau.optim import Clipping, Schedule, build_optimizer
+from flambeau.optim import build_optimizer
 from flambeau.registry import register
 from flambeau.run_folder import RunFolder
 from flambeau.runtime.determinism import deterministic_algorithms, seed_torch
@@ -33,26 +33,26 @@ from flambeau.runtime.seeds import derive, isolated, seed_numpy_and_random
 from flambeau.runtime.signals import StopSignals
 from flambeau.runtime.world import World, current_world
 from flambeau.tracking import Tracker
-from flambeau.training import guard, snapshot
+from flambeau.training import guard, measuring, snapshot
 from flambeau.training.callback import Callback, Hooks, label_callbacks
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
-from flambeau.training.final_test import test_best
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
+from flambeau.training.named_optimizers import make_steppers
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, check_splits, end_of_run, global_batch, make_schedule, plan_steps
+from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, end_of_run, global_batch, plan_steps
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
+from flambeau.training.requests import Requests
 from flambeau.training.running_means import RunningMeans
 from flambeau.training.state import TrainState
-from flambeau.training.stepper import Stepper
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
 
@@ -70,11 +70,12 @@ class Trainer:
         criterion: called with `(outputs, targets)`; gives the loss, or the loss and a dict of scalars. Not needed by a
             subclass that computes its own.
         optimizer: any `torch.optim.Optimizer` over the model's parameters; default: AdamW with torch's defaults.
+            Several by name, for an `update` of one's own that calls `optimize`.
         val_data: measured as the settings say, and at the end; decides which checkpoint is best.
         test_data: measured by `test_at_end`, once, with the best checkpoint.
         metrics: objects with `update(outputs, targets)`, `compute()` and `reset()`, by label.
         scheduler: a schedule, or what makes one when called with `total_steps=` (and, where it takes it,
-            `steps_per_epoch=`); default: constant.
+            `steps_per_epoch=`); default: constant. One of all optimizers, or some by the optimizers' names.
         weight_decay_scheduler: the same for the weight decay; default: it stays as it is.
         callbacks: by label or in a row.
         trackers: where scalars go besides the run folder; or what makes them from `(run_dir, resume_step)`.
@@ -98,13 +99,13 @@ class Trainer:
         model: nn.Module,
         train_data: Any,
         criterion: Callable[..., Any] | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
         *,
         val_data: Any = None,
         test_data: Any = None,
         metrics: Mapping[str, Metric] | None = None,
-        scheduler: Schedule | Callable[..., Schedule] | None = None,
-        weight_decay_scheduler: Schedule | Callable[..., Schedule] | None = None,
+        scheduler: Scheduler | Mapping[str, Scheduler] = None,
+        weight_decay_scheduler: Scheduler | Mapping[str, Scheduler] = None,
         callbacks: Mapping[str, Callback] | Iterable[Callback] = (),
         trackers: Sequence[Tracker] | TrackerFactory = (),
         train_transform: Callable[[Any], Any] | None = None,
@@ -132,7 +133,8 @@ class Trainer:
         self.criterion = criterion
         if optimizer is None:
             optimizer = build_optimizer(self.model, torch.optim.AdamW, {}, OptimizerSettings(), self.device)
-        check_optimizer(self.model, optimizer)
+        self.optimizers = dict(optimizer) if isinstance(optimizer, Mapping) else {"optimizer": optimizer}
+        check_optimizer(self.model, *self.optimizers.values())
         self.metrics = {label: prepare_metric(label, metric) for label, metric in (metrics or {}).items()}
         self.callbacks = label_callbacks(callbacks)
         self.hooks = Hooks(self.callbacks)
@@ -155,7 +157,8 @@ class Trainer:
             rank=self.world.rank,
             ranks=self.world.size,
         )
-        check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
+        own_update = type(self).update is not Trainer.update
+        check_micro_batch(self.settings, own_update=own_update)
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
@@ -164,13 +167,7 @@ class Trainer:
         self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
         self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
         self.scheduler = scheduler
-        self.stepper = Stepper(
-            optimizer,
-            make_schedule(scheduler, self.planned_steps, epoch),
-            decay=make_schedule(weight_decay_scheduler, self.planned_steps, epoch) if weight_decay_scheduler else None,
-            clipping=Clipping(self.model, self.settings),
-        )
-        self.steppers = {"optimizer": self.stepper}
+        self.weight_decay_scheduler = weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -183,11 +180,14 @@ class Trainer:
         self.stop_reason: str | None = None
         self.preemption: str | None = None
         self.team: Team | None = None
-        self._asked: dict[str, str] = {}
-        self._saves = False
+        self.requests = Requests(self)
+        self.saves = False
 
+        self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
+        self.stepper = next(iter(self.steppers.values()))
+        trained = (p for stepper in self.steppers.values() for p in stepper.parameters)
         learning = (p for p in self.model.parameters() if p.requires_grad)
-        self.with_gradient = list(dict.fromkeys([*self.stepper.parameters, *learning]))
+        self.with_gradient = list(dict.fromkeys([*trained, *learning]))
         self._count_units = unit_counter(criterion) if criterion is not None else None
         self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"
         self._waits_for_loss = self.device.type == "cpu" or self.settings.nan_policy == "skip"
@@ -200,7 +200,9 @@ class Trainer:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer."""
+        """The only optimizer; of several, `optimizers` has each by its name."""
+        if self.named is not None:
+            raise UsageError("the trainer has several optimizers", remedy='take one: trainer.optimizers["NAME"]')
         return self.stepper.optimizer
 
     @property
@@ -247,7 +249,10 @@ class Trainer:
                         self.seed_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
-                        self.update(batch)
+                        if self.named is None:
+                            self.update(batch)
+                        else:
+                            self.named.update(batch)  # `update`, and what one `step` would do after it
                         self.advance(batch)
 
                         step = self.state.step
@@ -258,7 +263,7 @@ class Trainer:
                         if self.due.validation(step):
                             self.validate()
                         self._after_step(step)
-                        self._settle(step, signals.received)
+                        self.requests.settle(step, signals.received)
                         if self._should_save(step):
                             self.save()
                         if self.preemption:
@@ -293,31 +298,15 @@ class Trainer:
 
     def stop(self, reason: str) -> None:
         """End the run after this step as a finished one; of several processes, after the step when all know of it."""
-        self._ask("stop", reason)
+        self.requests.add("stop", reason)
 
     def preempt(self, reason: str) -> None:
         """Save and leave after this step, to be resumed; of several processes, after the step when all know of it."""
-        self._ask("preempt", reason)
+        self.requests.add("preempt", reason)
 
     def paused(self) -> AbstractContextManager[None]:
         """Let this process be without progress for as long as the block takes: `trainer.hang_timeout` waits."""
         return self.team.paused() if self.team is not None else nullcontext()
-
-    def _ask(self, kind: str, reason: str) -> None:
-        self._asked.setdefault(kind, reason)
-        if self.world.size == 1:
-            self._settle(self.state.step, None)
-
-    def _settle(self, step: int, signal: str | None) -> None:
-        """Do what signals, clocks and callbacks have asked for: of several processes, all after the same step."""
-        if signal is not None and self.preemption is None:
-            self._asked.setdefault("preempt", signal)
-        decisions, self._asked = self._asked, {}
-        if self.team is not None:
-            decisions = self.team.settle(step, decisions, meeting=self.due.log(step) or self.due.validation(step))
-        self.preemption = self.preemption or decisions.get("preempt")
-        self.stop_reason = self.stop_reason or decisions.get("stop")
-        self._saves = self._saves or "save" in decisions
 
     def seed_step(self) -> None:
         """Dropout and noise of a step are a function of (seed, step, rank), whatever ran before it."""
@@ -404,6 +393,26 @@ class Trainer:
             self.precision.scaler.update()
         self.clear_gradients()
 
+    def optimize(
+        self, name: str, loss: torch.Tensor, units: int | torch.Tensor | None = None, *, retain_graph: bool = False
+    ) -> bool:
+        """One step with one of several optimizers, in an `update` of one's own: backward, clip, schedule, step, record.
+
+        Only that optimizer's parameters get a gradient.
+
+        Args:
+            name: of the optimizer.
+            loss: a mean over samples, or over `units`; recorded as `train/loss/<name>`.
+            units: what the loss is a mean over, in this process's share of the batch; default: its samples.
+            retain_graph: keep what a further backward pass through the same outputs needs.
+
+        Returns:
+            Whether the step was made: not where a gradient is not finite and skipped, or all parameters are frozen.
+        """
+        if self.named is None:
+            raise UsageError("optimize: the trainer's optimizer has no name", remedy="give optimizers by name")
+        return self.named.optimize(name, loss, units, retain_graph=retain_graph)
+
     def clear_gradients(self) -> None:
         """Set every gradient to None, also of parameters that no optimizer has: they would grow without end."""
         for parameter in self.with_gradient:
@@ -420,39 +429,22 @@ class Trainer:
     def log(self) -> None:
         """Write the training record of the steps since the last one."""
         means, bad = self.train_means.take(self.world)
-        if "train/loss" in bad and self.settings.nan_policy == "stop":
-            guard.reject_mean(self, bad["train/loss"])
+        losses = {name.removeprefix("train/"): mean for name, mean in means.items() if name.startswith("train/loss")}
+        if self.settings.nan_policy == "stop":
+            guard.reject_means(self, bad)
         record: dict[str, float] = {"epoch": self.epoch, "samples": self.state.samples, **means}
-        record |= self.stepper.rates()
+        record |= self.named.record() if self.named is not None else self.stepper.rates()
         if self.state.skipped:
             record["skipped"] = self.state.skipped
         self.recorder.scalars(record, self.state.step)
         self.recorder.timing(self.state, self.device)
-        self.recorder.note(f"loss {means.get('train/loss', math.nan):.4f}")
+        self.recorder.note("  ".join(f"{name} {mean:.4f}" for name, mean in losses.items()))
         for hook in self.hooks.log:
             hook(self, record)
 
     def validate(self) -> dict[str, float]:
         """Measure the model, and its average if one is kept, on the validation data."""
-        self.state.validated_step = self.state.step
-        if self.val_data is None:
-            return {}
-        if self.replicas is not None:
-            self.replicas.share_buffers()
-        with self.recorder.paused():
-            scores = {f"val/{name}": value for name, value in self.evaluate().items()}
-            if self.ema is not None:
-                averaged = self.evaluate(model=self.ema.model)
-                scores |= {f"val/ema/{name}": value for name, value in averaged.items()}
-            if self.monitor not in scores:
-                raise UsageError(f"trainer.monitor is '{self.monitor}', and validation gives {', '.join(scores)}")
-            early = self.settings.early_stopping
-            better = self.state.judge(scores[self.monitor], self.mode, early.min_delta if early else 0.0)
-            self.recorder.scalars({"epoch": self.epoch, **scores}, self.state.step)
-            self.recorder.scores(self.state, self.epoch, scores, better=better)
-            for hook in self.hooks.validation_end:
-                hook(self, scores)
-        return scores
+        return measuring.validate(self)
 
     def evaluate(self, data: Any = None, *, model: nn.Module | None = None) -> dict[str, float]:
         """The loss and metrics of `model` (default: the one in training) on `data` (default: the validation data).
@@ -510,14 +502,14 @@ class Trainer:
                     score=self.recorder.last_scores.get(self.monitor) if validated else None,
                     flush=[self.run_folder.metrics_file],
                 )
-        self._saved_step, self._saves = self.state.step, False
+        self._saved_step, self.saves = self.state.step, False
         if failure := self.store.failed():
             self.recorder.warn(f"{failure}; training goes on")
             self._saved_step = -1  # it may be this very step: the end of the run tries again
 
     def _should_save(self, step: int) -> bool:
         best = self.state.best_step == step and self.checkpoint.keep_best > 0
-        return self.due.checkpoint(step) or best or self.preemption is not None or self._saves
+        return self.due.checkpoint(step) or best or self.preemption is not None or self.saves
 
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
@@ -553,7 +545,7 @@ class Trainer:
                 hook(self)
         self.recorder.tick(self.state)
         if self.world.is_main and self._save_clock.struck():
-            self._ask("save", "checkpoint.every_minutes")
+            self.requests.add("save", "checkpoint.every_minutes")
 
     def _start_epoch(self) -> None:
         # Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be
@@ -585,7 +577,7 @@ class Trainer:
 
     def test(self) -> dict[str, float]:
         """Measure the best checkpoint (without a run folder: the model as it is) on the test data."""
-        return test_best(self)
+        return measuring.test_best(self)
 
     def _fail(self, error: BaseException) -> None:
         for hook in self.hooks.error:
