@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flambeau.config.nearest import did_you_mean
 from flambeau.errors import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
     rules = _Rules(values, origins)
     rules.run_length()
     rules.batch_size()
+    rules.several_optimizers()
     rules.unread("data.prefetch", "data.workers", lambda workers: not workers, "there are no workers", "workers: 2")
     rules.unread(
         "trainer.max_skips",
@@ -69,6 +71,32 @@ class _Rules:
             first, second = self.origins.get("data.batch_size"), self.origins.get("data.batch_size_per_rank")
             message = f"both `batch_size` ({first}) and `batch_size_per_rank` ({second}) are given"
             self.add("data.batch_size_per_rank", message, "give one of them, and null for the other")
+
+    def several_optimizers(self) -> None:
+        """One optimizer or several, each with a label; schedulers by the same labels; a trainer that uses them."""
+        several, schedulers = self.values.get("optimizers"), self.values.get("schedulers")
+        if several is None:
+            if schedulers is not None:
+                self.add("schedulers", "there are no `optimizers`", "give `scheduler`, or `optimizers` of these labels")
+            return
+        if not isinstance(several, Mapping):
+            return  # reported as a section of another form
+        if self.values.get("optimizer") is not None:
+            first, second = self.origins.get("optimizer"), self.origins.get("optimizers")
+            message = f"both `optimizer` ({first}) and `optimizers` ({second}) are given"
+            self.add("optimizers", message, "write `optimizer: null` to leave out the one")
+        if not several:
+            self.add("optimizers", "names no optimizer", "give at least one: `{main: {name: adamw}}`")
+        for label in several:
+            if not str(label).isidentifier():
+                self.add(f"optimizers.{label}", "a label is a name of letters, digits and _", "see also `parameters`")
+        for label in schedulers if isinstance(schedulers, Mapping) else ():
+            if label not in several:
+                hint = f"the optimizers are {', '.join(map(str, several))}"
+                self.add(f"schedulers.{label}", "no optimizer is called so", did_you_mean(str(label), several) or hint)
+        if self.get("trainer.name") in (None, "default"):
+            message = "the default trainer makes its updates with one optimizer"
+            self.add("trainer", message, "name a trainer whose `update` calls optimize(label, loss): `trainer.name`")
 
     def unread(self, key: str, of: str, without_effect: Any, reason: str, remedy: str) -> None:
         """Report a value that another setting leaves without effect.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ def build_optimizer(
     arguments: Mapping[str, Any],
     settings: OptimizerSettings,
     device: torch.device | str = "cpu",
+    *,
+    among: Collection[nn.Parameter] | None = None,
 ) -> Optimizer:
     """The optimizer of all trainable parameters, each in exactly one group.
 
@@ -41,12 +43,13 @@ def build_optimizer(
         settings: groups by name pattern, and whether biases and norms are spared weight decay.
         device: where the parameters are; Adam and AdamW use torch's fused kernel where the device has it and none
             of `fused`, `foreach`, `capturable` and `differentiable` is among the arguments.
+        among: the parameters that are its to train, where several optimizers share a model; default: all.
 
     Raises:
         UsageError: the groups do not fit the model, or the optimizer refuses an argument's value.
     """
     defer_dynamo_import()
-    groups = parameter_groups(model, settings)
+    groups = parameter_groups(model, settings, among=among)
     _check_takes(cls, {key for group in groups for key in group} - {"params", "name"})
     kwargs = dict(arguments)
     if _can_fuse(model, cls, kwargs, torch.device(device).type):

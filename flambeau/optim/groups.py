@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,12 +14,17 @@ from flambeau.config.sections import GroupSettings, OptimizerSettings
 from flambeau.errors import UsageError
 
 
-def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, settings: OptimizerSettings, *, among: Collection[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: every trainable parameter in exactly one, frozen ones in none.
 
     A parameter belongs to the first of `settings.groups` whose pattern matches one of its names (tied
     parameters have several), else to the rest. With `no_decay` each group is parted in two, the second with
     weight decay 0. A group without a learning rate or weight decay of its own takes the optimizer's.
+
+    Args:
+        among: the parameters to choose from; default: all.
 
     Raises:
         UsageError: nothing is trainable; a group takes no parameter; or a group's weight decay would apply to
@@ -29,7 +34,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         Groups as torch takes them; those of `settings.groups` carry their pattern as `name`.
     """
     names = names_by_parameter(model)
-    trainable = {parameter: aliases for parameter, aliases in names.items() if parameter.requires_grad}
+    chosen_from = set(names if among is None else among)
+    trainable = {p: aliases for p, aliases in names.items() if p.requires_grad and p in chosen_from}
     if not trainable:
         raise UsageError("the model has no trainable parameters")
 

@@ -9,16 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
-from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
+from flambeau.config.sections import (
+    CheckpointSettings,
+    LoaderSettings,
+    NamedOptimizerSettings,
+    OptimizerSettings,
+    TrainerSettings,
+)
 from flambeau.config.slots import SLOTS
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
 from flambeau.optim import build_optimizer
+from flambeau.optim.shares import shares_of
 from flambeau.registry import load_part, takes_batch
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
@@ -27,7 +36,12 @@ from flambeau.tracking import Tracker
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.trainer import Trainer
 
-SETTINGS = {"data": LoaderSettings, "optimizer": OptimizerSettings, "trainer": TrainerSettings}
+SETTINGS = {
+    "data": LoaderSettings,
+    "optimizer": OptimizerSettings,
+    "optimizers": NamedOptimizerSettings,
+    "trainer": TrainerSettings,
+}
 """The settings that the engine reads itself in a section that names a part."""
 
 
@@ -85,6 +99,8 @@ class Recipes:
     metrics: dict[str, Recipe]
     callbacks: dict[str, Recipe]
     trackers: dict[str, Recipe]
+    optimizers: dict[str, Recipe]
+    schedulers: dict[str, Recipe]
 
     @classmethod
     def of(cls, config: Config) -> Recipes:
@@ -104,6 +120,8 @@ class Recipes:
             metrics=many("metrics"),
             callbacks=many("callbacks"),
             trackers=many("tracking"),
+            optimizers=many("optimizers"),
+            schedulers=many("schedulers"),
         )
 
     def check(self) -> None:
@@ -120,8 +138,10 @@ class Recipes:
             *self.callbacks.values(),
         ):
             recipe.check()
-        self.optimizer.check("params")
-        self.scheduler.check("total_steps")
+        for recipe in (self.optimizer, *self.optimizers.values()):
+            recipe.check("params")
+        for recipe in (self.scheduler, *self.schedulers.values()):
+            recipe.check("total_steps")
         self.trainer.check("model", "train_data")
         for recipe in self.trackers.values():
             recipe.check("run_dir", "resume_step")
@@ -173,7 +193,6 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     # Before the optimizer is made of its parameters: to shard a model gives it others.
     model = prepare_model(model, settings, world, place, weights)
     seed_all(derive(_seed(config), "parts"))
-    optimizer = recipes.optimizer
 
     return recipes.trainer.build(  # type: ignore[no-any-return]
         model=model,
@@ -181,15 +200,9 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         val_data=data.val,
         test_data=data.test,
         criterion=recipes.criterion.build(),
-        optimizer=build_optimizer(
-            model,
-            optimizer.part,
-            to_arguments(optimizer.part, optimizer.arguments),
-            to_settings(OptimizerSettings, _settings(config, "optimizer")),
-            place,
-        ),
+        optimizer=_build_optimizers(config, recipes, model, place),
         metrics={label: metric.build() for label, metric in recipes.metrics.items()},
-        scheduler=recipes.scheduler.build,
+        scheduler=_scheduler(recipes),
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
         train_transform=getattr(data, "train_transform", None),
@@ -201,6 +214,39 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         loader=to_settings(LoaderSettings, _settings(config, "data")),
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
     )
+
+
+def _build_optimizers(
+    config: Config, recipes: Recipes, model: nn.Module, place: torch.device
+) -> Optimizer | dict[str, Optimizer]:
+    """The optimizer, or those of the section `optimizers` by label, each of its share of the parameters."""
+    if not recipes.optimizers:
+        recipe = recipes.optimizer
+        settings = to_settings(OptimizerSettings, _settings(config, "optimizer"))
+        return build_optimizer(model, recipe.part, to_arguments(recipe.part, recipe.arguments), settings, place)
+    engine, sections = _engine_keys("optimizers"), config.section("optimizers")
+    own = {
+        label: to_settings(
+            NamedOptimizerSettings, {key: value for key, value in (sections[label] or {}).items() if key in engine}
+        )
+        for label in recipes.optimizers
+    }
+    shares = shares_of(model, {label: settings.parameters for label, settings in own.items()})
+    built = {}
+    for label, recipe in recipes.optimizers.items():
+        arguments = to_arguments(recipe.part, recipe.arguments)
+        try:
+            built[label] = build_optimizer(model, recipe.part, arguments, own[label], place, among=shares[label])
+        except UsageError as error:
+            raise UsageError(f"optimizers.{label}: {error.message}", remedy=error.remedy) from error
+    return built
+
+
+def _scheduler(recipes: Recipes) -> Any:
+    """What makes the schedule; of several optimizers, by label: each one's own, or the one of all."""
+    if not recipes.optimizers:
+        return recipes.scheduler.build
+    return {label: recipes.schedulers.get(label, recipes.scheduler).build for label in recipes.optimizers}
 
 
 def _recipe(config: Config, section: str) -> Recipe:
@@ -220,8 +266,10 @@ def _recipes(config: Config, section: str) -> dict[str, Recipe]:
     found = {}
     for label in given:
         arguments = {} if isinstance(given, list) else dict(given[label] or {})
-        part = load_part(slot.kind, arguments.pop("name", label), config.project.root)
-        found[label] = Recipe(f"{section}.{label}", part, arguments)
+        part = load_part(slot.kind, arguments.pop("name", slot.part_under(label)), config.project.root)
+        recipe = Recipe(f"{section}.{label}", part, arguments)
+        engine = {key for key in _engine_keys(section) if not recipe.takes(key)}
+        found[label] = replace(recipe, arguments={k: v for k, v in arguments.items() if k not in engine})
     return found
 
 
