@@ -477,6 +477,10 @@ class Trainer:
             loss = self.per_unit(self.compute_loss(outputs, batch), units) if self.criterion is not None else None
         return outputs, loss, units
 
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of a batch, for `flambeau predict`."""
+        return model(batch.inputs)
+
     # ---------------------------------------------------------------- beginning, saving, ending
 
     def save(self) -> None:
