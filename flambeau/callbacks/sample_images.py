@@ -47,9 +47,9 @@ class SampleImages(Callback):
                 outputs = trainer.model(inputs[: self.count])
         step = trainer.state.step
         for tracker in trainer.recorder.trackers:
-            tracker.log_image("val/inputs", _scaled(inputs[: self.count]), step)
+            tracker.log_image("val/inputs", scaled(inputs[: self.count]), step)
             if isinstance(outputs, torch.Tensor) and outputs.shape[1:] == inputs.shape[1:]:
-                tracker.log_image("val/outputs", _scaled(outputs), step)
+                tracker.log_image("val/outputs", scaled(outputs), step)
             elif isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
                 classes = ", ".join(str(int(index)) for index in outputs.argmax(dim=1))
                 tracker.log_text("val/predicted", f"predicted classes: {classes}", step)
@@ -61,7 +61,8 @@ class SampleImages(Callback):
         self._validations = state["validations"]
 
 
-def _scaled(images: torch.Tensor) -> torch.Tensor:
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    """Images, each scaled to 0..1 by its own least and greatest value, on the host."""
     flat = images.float().flatten(1)
     low, high = flat.min(dim=1).values, flat.max(dim=1).values
     shape = (-1, *[1] * (images.ndim - 1))

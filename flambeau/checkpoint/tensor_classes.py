@@ -1,7 +1,7 @@
 """Tensors of a class of their own (an 8-bit optimizer's state) as the plain tensors that they are made of.
 
-A checkpoint holds plain tensors. torch lets a tensor class say what it is made of (`__tensor_flatten__`); that is saved,
-with the class's import path. It is given back to a class that the program has imported already, because the
+A checkpoint holds plain tensors. torch lets a tensor class say what it is made of (`__tensor_flatten__`): that is
+saved, with the class's import path. It is given back to a class that the program has imported already, because the
 configuration names the optimizer that it belongs to: a checkpoint imports nothing.
 """
 

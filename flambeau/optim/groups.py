@@ -30,7 +30,7 @@ def parameter_groups(
     settings: OptimizerSettings,
     lr: float | None = None,
     *,
-    only: Collection[nn.Parameter] | None = None,
+    among: Collection[nn.Parameter] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: every trainable parameter in exactly one, frozen ones in none.
 
@@ -41,8 +41,11 @@ def parameter_groups(
 
     Args:
         lr: the optimizer's learning rate, that factors are of.
-        only: the parameters of this optimizer, of several; default: all. Groups of the model's own that are about
+        among: the parameters of this optimizer, of several; default: all. Groups of the model's own that are about
             others are left out.
+
+    Args:
+        among: the parameters to choose from; default: all.
 
     Raises:
         UsageError: nothing is trainable; a group takes no parameter; two overlap and neither lies within the other; a
@@ -51,7 +54,7 @@ def parameter_groups(
     Returns:
         Groups as torch takes them; all but those of the rest carry a `name`.
     """
-    parameters = Parameters(model, only)
+    parameters = Parameters(model, among)
     trainable = parameters.trainable
     if not trainable:
         raise UsageError("the model has no trainable parameters")
@@ -60,7 +63,7 @@ def parameter_groups(
     groups: list[_Group] = []
     taken: list[nn.Parameter] = []
     own_groups = _own_groups(model)
-    if only is not None:
+    if among is not None:
         own_groups = [group for group in own_groups if parameters.chosen(group)]
     for key, given in (("optimizer.groups", settings.groups), (_hook(model), own_groups)):
         for wanted, members in zip(given, claims(key, parameters, given, taken), strict=True):

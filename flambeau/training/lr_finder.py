@@ -104,9 +104,11 @@ def _of_the_sweep(config: Config, steps: int) -> Config:
     values: dict[str, Any] = copy.deepcopy(config.values)
     values["callbacks"], values["tracking"] = {}, {}
     values["scheduler"] = {"name": "constant"}
-    values.pop("weight_decay_scheduler", None)
-    for key in ("lr_reference_batch", "lr_scaling"):  # rates of the sweep are those in use
-        values.get("optimizer", {}).pop(key, None)
+    for section in ("weight_decay_scheduler", "schedulers"):
+        values.pop(section, None)
+    for optimizer in (values.get("optimizer"), *(values.get("optimizers") or {}).values()):
+        for key in ("lr_reference_batch", "lr_scaling"):  # rates of the sweep are those in use
+            (optimizer or {}).pop(key, None)
     absent = ("epochs", "validate_every_epochs", "validate_every_steps", "stop_after_epochs", "early_stopping", "ema")
     values["trainer"] |= dict.fromkeys([*absent, "monitor", "monitor_mode", "debug", "profile", "max_skips"])
     values["trainer"] |= {"steps": steps, "log_every": 1, "test_at_end": False, "nan_policy": "stop"}

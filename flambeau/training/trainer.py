@@ -165,9 +165,8 @@ class Trainer:
         epoch = self.feeder.steps_per_epoch
         self.planned_steps = plan_steps(self.settings, epoch)  # what schedules are laid over
         self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
-        self.due = Due(self.settings, self.checkpoint, self.feeder.steps_per_epoch, self.total_steps)
-        self.scheduler = scheduler
-        self.weight_decay_scheduler = weight_decay_scheduler
+        self.due = Due(self.settings, self.checkpoint, epoch, self.total_steps)
+        self.scheduler, self.weight_decay_scheduler = scheduler, weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -480,6 +479,10 @@ class Trainer:
             outputs = model(batch.inputs)
             loss = self.per_unit(self.compute_loss(outputs, batch), units) if self.criterion is not None else None
         return outputs, loss, units
+
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of a batch, for `flambeau predict`."""
+        return model(batch.inputs)
 
     # ---------------------------------------------------------------- beginning, saving, ending
 

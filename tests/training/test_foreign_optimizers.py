@@ -143,5 +143,5 @@ def test_muon_takes_matrices_and_says_so() -> None:
     with pytest.raises(UsageError, match="optimizer: Muon only supports 2D"):
         build_optimizer(model, torch.optim.Muon, {}, OptimizerSettings())
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-    optimizer = build_optimizer(model, torch.optim.Muon, {"lr": 0.02}, OptimizerSettings(), only=matrices)
+    optimizer = build_optimizer(model, torch.optim.Muon, {"lr": 0.02}, OptimizerSettings(), among=matrices)
     assert [parameter for group in optimizer.param_groups for parameter in group["params"]] == matrices
