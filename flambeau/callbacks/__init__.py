@@ -1,6 +1,7 @@
 """Callbacks that come with Flambeau."""
 
 from flambeau.callbacks.every import Every
+from flambeau.callbacks.generated_images import GeneratedImages
 from flambeau.callbacks.gradients import Gradients
 from flambeau.callbacks.history import History
 from flambeau.callbacks.hooks import LambdaCallback
@@ -15,6 +16,7 @@ from flambeau.callbacks.time_limit import TimeLimit
 
 __all__ = [
     "Every",
+    "GeneratedImages",
     "Gradients",
     "History",
     "LambdaCallback",

@@ -61,7 +61,7 @@ class SampleImages(Callback):
         if pictures is not None:
             trainer.log_image("val/input_output_target", pictures)
             return
-        trainer.log_image("val/inputs", _scaled(inputs, inputs).cpu())
+        trainer.log_image("val/inputs", scaled(inputs).cpu())
         if isinstance(outputs, Tensor) and outputs.ndim == 2:
             classes = ", ".join(str(int(index)) for index in outputs.argmax(dim=1))
             trainer.log_text("val/predicted", f"predicted classes: {classes}")
@@ -78,9 +78,9 @@ def _side_by_side(inputs: Tensor, outputs: object, targets: Tensor | None) -> Te
     if not isinstance(outputs, Tensor) or outputs.ndim != 4 or targets is None:
         return None
     if outputs.shape == inputs.shape == targets.shape:
-        columns = [_scaled(images, targets) for images in (inputs, outputs, targets)]
+        columns = [scaled(images, targets) for images in (inputs, outputs, targets)]
     elif outputs.shape[2:] == inputs.shape[2:] == targets.shape[1:] and not targets.is_floating_point():
-        columns = [_scaled(inputs, inputs)]
+        columns = [scaled(inputs)]
         if outputs.shape[1] > 1:
             last = outputs.shape[1] - 1
             shades = [labels.masked_fill((labels < 0) | (labels > last), 0) / last
@@ -95,9 +95,11 @@ def _side_by_side(inputs: Tensor, outputs: object, targets: Tensor | None) -> Te
     return torch.cat([first, gap, second, gap, third], dim=-1).cpu()
 
 
-def _scaled(images: Tensor, by: Tensor) -> Tensor:
-    """Each image moved and stretched so that the least and greatest value of its counterpart in `by` are 0 and 1."""
-    flat = by.float().flatten(1)
+def scaled(images: Tensor, by: Tensor | None = None) -> Tensor:
+    """Each image moved and stretched so that the least and greatest value of its counterpart in `by` (default: its own)
+    are 0 and 1.
+    """
+    flat = (images if by is None else by).float().flatten(1)
     low, high = flat.min(dim=1).values, flat.max(dim=1).values
     shape = (-1, *[1] * (images.ndim - 1))
     return ((images.float() - low.view(shape)) / (high - low).clamp_min(1e-12).view(shape)).clamp(0, 1)

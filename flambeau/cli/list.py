@@ -19,7 +19,8 @@ from flambeau.registry import KINDS, Part, find_parts
 HELP = "list models, data, criterions and other parts with their arguments"
 
 _PLURALS = {kind: kind if kind == "data" else f"{kind}s" for kind in KINDS}
-_SLOTS: dict[str, Slot] = {slot.kind: slot for slot in SLOTS.values() if slot.kind is not None}
+# Of two sections of one kind, the first.
+_SLOTS: dict[str, Slot] = {slot.kind: slot for slot in reversed(list(SLOTS.values())) if slot.kind is not None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ class _Check:
                 self._add(slot.section, "the section is missing", f"a run needs {what}")
         elif slot.form == "many":
             for label, arguments in self._labelled(slot, section):
-                self._check_part(slot, f"{slot.section}.{label}", label, arguments)
+                self._check_part(slot, f"{slot.section}.{label}", slot.part_under(label), arguments)
         elif not isinstance(section, Mapping):
             shape = f"{{name: {section}}}" if isinstance(section, str) else "a mapping"
             self._add(slot.section, f"expected a mapping, not {written(section)}", f"write {shape}")

@@ -62,7 +62,8 @@ class Defaults:
         values = self.values.get(section)
         if label is not None:
             values = values.get(label) if isinstance(values, Mapping) else None
-        name = values.get("name", label) if isinstance(values, Mapping) else label
+        part = SLOTS[section].part_under(label) if label is not None else None
+        name = values.get("name", part) if isinstance(values, Mapping) else part
         if name is not None and (not isinstance(name, str) or "${" in name):
             return None
         return self.catalog.signature_of(SLOTS[section], name)

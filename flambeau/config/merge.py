@@ -79,7 +79,7 @@ def _merge_parts(low: Node | None, high: Node, slot: Slot, report: Report) -> No
         if node.value is None:
             _remove(merged, label, node, slot, report)
         else:
-            merged[label] = _merge_part(merged.get(label), node, str(label), frozenset())
+            merged[label] = _merge_part(merged.get(label), node, slot.part_under(str(label)), settings_of(slot))
     return Node(merged, high.origin)
 
 
@@ -116,7 +116,7 @@ def assign(root: Mapping, path: list[str], leaf: Node, report: Report) -> None:
                 _remove(parts.value, rest[0], leaf, slot, report)
                 return
             if rest[1:] == ["name"]:
-                _switch(parts.value, rest[0], leaf, rest[0], frozenset())
+                _switch(parts.value, rest[0], leaf, slot.part_under(rest[0]), settings_of(slot))
     elif slot is not None and slot.kind is not None and rest == ["name"]:
         _switch(root, section, leaf, slot.default, settings_of(slot))
     _set(Node(root, leaf.origin), path, 0, leaf, report)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from flambeau.config.nearest import did_you_mean
 from flambeau.config.sections import ClipSettings, GroupSettings
 from flambeau.errors import Problem
 
@@ -33,6 +34,7 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
         "only `lr_reference_batch` reads it",
         "lr_reference_batch: 256",
     )
+    rules.several_optimizers()
     rules.unread("data.prefetch", "data.workers", lambda workers: not workers, "there are no workers", "workers: 2")
     rules.unread(
         "trainer.max_skips",
@@ -106,27 +108,61 @@ class _Rules:
 
     def groups(self) -> None:
         """Groups say which parameters they mean, and each setting once."""
-        for key in ("optimizer.groups", "trainer.clip"):
-            groups = self.get(key)
+        for key, groups in self._all_groups():
+            of_optimizer = key != "trainer.clip"
             for place, group in enumerate(groups if isinstance(groups, list) else []):
                 if not isinstance(group, Mapping):
                     continue  # reported with its type
-                known = {field.name for field in fields(GroupSettings if key == "optimizer.groups" else ClipSettings)}
+                known = {field.name for field in fields(GroupSettings if of_optimizer else ClipSettings)}
                 silent = all(group.get(name) in (None, []) for name in ("pattern", "type", "ndim"))
                 if silent and group.keys() <= known:  # a mistyped key is one fault, not two
                     message = "nothing says which parameters are meant"
                     self.add(f"{key}.{place}", message, "give `pattern`, `type` or `ndim`")
-                pair = ("lr", "lr_factor") if key == "optimizer.groups" else ("norm", "value")
+                pair = ("lr", "lr_factor") if of_optimizer else ("norm", "value")
                 given = [name for name in pair if group.get(name) is not None]
                 if len(given) == 2:
                     self.add(f"{key}.{place}", f"both `{given[0]}` and `{given[1]}` are given", "give one of them")
-                elif not given and key == "trainer.clip":
+                elif not given and not of_optimizer:
                     self.add(f"{key}.{place}", "nothing says how to clip", "give `norm` or `value`")
 
     def replaced(self, key: str, by: str) -> None:
         """Report a value beside another that stands for it."""
         name, other = key.rpartition(".")[2], by.rpartition(".")[2]
         self.unread(key, by, lambda value: value is not None, f"`{other}` replaces it", f"{name}: null")
+
+    def _all_groups(self) -> Iterator[tuple[str, Any]]:
+        """The lists of groups, of one optimizer or of several, and of clipping, by their dotted keys."""
+        yield "optimizer.groups", self.get("optimizer.groups")
+        several = self.values.get("optimizers")
+        for label, own in several.items() if isinstance(several, Mapping) else ():
+            yield f"optimizers.{label}.groups", own.get("groups") if isinstance(own, Mapping) else None
+        yield "trainer.clip", self.get("trainer.clip")
+
+    def several_optimizers(self) -> None:
+        """One optimizer or several, each with a label; schedulers by the same labels; a trainer that uses them."""
+        several, schedulers = self.values.get("optimizers"), self.values.get("schedulers")
+        if several is None:
+            if schedulers is not None:
+                self.add("schedulers", "there are no `optimizers`", "give `scheduler`, or `optimizers` of these labels")
+            return
+        if not isinstance(several, Mapping):
+            return  # reported as a section of another form
+        if self.values.get("optimizer") is not None:
+            first, second = self.origins.get("optimizer"), self.origins.get("optimizers")
+            message = f"both `optimizer` ({first}) and `optimizers` ({second}) are given"
+            self.add("optimizers", message, "write `optimizer: null` to leave out the one")
+        if not several:
+            self.add("optimizers", "names no optimizer", "give at least one: `{main: {name: adamw}}`")
+        for label in several:
+            if not str(label).isidentifier():
+                self.add(f"optimizers.{label}", "a label is a name of letters, digits and _", "see also `parameters`")
+        for label in schedulers if isinstance(schedulers, Mapping) else ():
+            if label not in several:
+                hint = f"the optimizers are {', '.join(map(str, several))}"
+                self.add(f"schedulers.{label}", "no optimizer is called so", did_you_mean(str(label), several) or hint)
+        if self.get("trainer.name") in (None, "default"):
+            message = "the default trainer makes its updates with one optimizer"
+            self.add("trainer", message, "name a trainer whose `update` calls optimize(label, loss): `trainer.name`")
 
     def unread(self, key: str, of: str, without_effect: Any, reason: str, remedy: str) -> None:
         """Report a value that another setting leaves without effect.

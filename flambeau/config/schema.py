@@ -53,6 +53,9 @@ def _section_schema(slot: Slot, catalog: Catalog) -> dict[str, Any]:
             "type": ["object", "null"],
             **_by_name(choices, settings, slot.default),
         }
+    if slot.default is not None:  # labels of one's own
+        part = {"type": ["object", "null"], **_by_name(choices, settings, slot.default)}
+        return {"description": KINDS[slot.kind], "type": ["object", "null"], "additionalProperties": part}
     # The label is the part's name, unless `name` is given.
     other = {"type": ["object", "null"], **_by_name(choices, {}, None)}
     named = {

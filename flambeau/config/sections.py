@@ -113,6 +113,14 @@ class OptimizerSettings:
 
 
 @dataclass(kw_only=True)
+class NamedOptimizerSettings(OptimizerSettings):
+    """The keys of one of several optimizers, `optimizers.LABEL:`, that the engine reads itself."""
+
+    parameters: list[str] = field(default_factory=list)
+    """Shell-style patterns of names of its parameters (`critic.*`); default: those of the submodule of its label."""
+
+
+@dataclass(kw_only=True)
 class EarlyStoppingSettings:
     """Stop when the monitored score has not improved for a while."""
 

@@ -19,7 +19,8 @@ class Slot:
     kind: str | None
     """The kind of part that stands here; None for a section of engine settings only."""
     form: Literal["one", "many"] = "one"
-    """`one`: a mapping with `name`. `many`: a mapping of labels to arguments, the label being the name."""
+    """`one`: a mapping with `name`. `many`: a mapping of labels to arguments; without a default part the label is the
+    name."""
     settings: str | None = None
     """Import path of the class of the settings that the engine reads itself, by the same section."""
     passed: frozenset[str] = frozenset()
@@ -32,6 +33,10 @@ class Slot:
     """Whether a configuration must have the section."""
     lists_names: bool = False
     """Whether a list of names may stand for the mapping (`tracking: [tensorboard]`)."""
+
+    def part_under(self, label: str) -> str:
+        """The part that stands under a label without a `name`."""
+        return self.default or label
 
 
 _TRANSFORMS: Any = {"form": "many", "settings": f"{_SETTINGS}.TransformSettings", "lists_names": True}
@@ -59,7 +64,16 @@ SLOTS: Mapping[str, Slot] = {
             passed=frozenset({"params"}),
             default="adamw",
         ),
+        Slot(
+            "optimizers",
+            "optimizer",
+            form="many",
+            settings=f"{_SETTINGS}.NamedOptimizerSettings",
+            passed=frozenset({"params"}),
+            default="adamw",
+        ),
         Slot("scheduler", "scheduler", passed=_RUN_LENGTH, default="constant"),
+        Slot("schedulers", "scheduler", form="many", passed=_RUN_LENGTH, default="constant"),
         Slot("weight_decay_scheduler", "scheduler", passed=_RUN_LENGTH),
         Slot("trainer", "trainer", settings=f"{_SETTINGS}.TrainerSettings", default="default", required=True),
         Slot("checkpoint", None, settings=f"{_SETTINGS}.CheckpointSettings"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ def build_optimizer(
     device: torch.device | str = "cpu",
     *,
     batch_size: int | None = None,
+    among: Collection[nn.Parameter] | None = None,
 ) -> Optimizer:
     """The optimizer of all trainable parameters, each in exactly one group.
 
@@ -46,13 +47,14 @@ def build_optimizer(
         device: where the parameters are; Adam and AdamW use torch's fused kernel where the device has it and none
             of `fused`, `foreach`, `capturable` and `differentiable` is among the arguments.
         batch_size: the global batch, for `settings.lr_reference_batch`.
+        among: the parameters that are its to train, where several optimizers share a model; default: all.
 
     Raises:
         UsageError: the groups do not fit the model, or the optimizer refuses an argument's value.
     """
     defer_dynamo_import()
     kwargs = dict(arguments)
-    groups = parameter_groups(model, settings, _rate(cls, kwargs))
+    groups = parameter_groups(model, settings, _rate(cls, kwargs), among=among)
     _check_takes(cls, {key for group in groups for key in group} - {"params", "name"})
     if settings.lr_reference_batch is not None:
         _scale_rates(cls, kwargs, groups, settings, batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,13 @@ class _Group:
     own: dict[str, Any] = field(default_factory=dict)
 
 
-def parameter_groups(model: nn.Module, settings: OptimizerSettings, lr: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    settings: OptimizerSettings,
+    lr: float | None = None,
+    *,
+    among: Collection[nn.Parameter] | None = None,
+) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: every trainable parameter in exactly one, frozen ones in none.
 
     A parameter belongs to the first of `settings.groups` that fits it, then to the first of those that the model's own
@@ -35,6 +41,11 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings, lr: float | 
 
     Args:
         lr: the optimizer's learning rate, that factors are of.
+        among: the parameters of this optimizer, of several; default: all. Groups of the model's own that are about
+            others are left out.
+
+    Args:
+        among: the parameters to choose from; default: all.
 
     Raises:
         UsageError: nothing is trainable; a group takes no parameter; two overlap and neither lies within the other; a
@@ -43,7 +54,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings, lr: float | 
     Returns:
         Groups as torch takes them; all but those of the rest carry a `name`.
     """
-    parameters = Parameters(model)
+    parameters = Parameters(model, among)
     trainable = parameters.trainable
     if not trainable:
         raise UsageError("the model has no trainable parameters")
@@ -51,7 +62,10 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings, lr: float | 
 
     groups: list[_Group] = []
     taken: list[nn.Parameter] = []
-    for key, given in (("optimizer.groups", settings.groups), (_hook(model), _own_groups(model))):
+    own_groups = _own_groups(model)
+    if among is not None:
+        own_groups = [group for group in own_groups if parameters.chosen(group)]
+    for key, given in (("optimizer.groups", settings.groups), (_hook(model), own_groups)):
         for wanted, members in zip(given, claims(key, parameters, given, taken), strict=True):
             groups.append(_Group(members, _arguments(key, wanted, lr)))
             if settings.no_decay and wanted.weight_decay and all(member in spared for member in members):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,15 +14,27 @@ from flambeau.config.sections import SelectionSettings
 from flambeau.errors import UsageError
 
 
-class Parameters:
-    """The parameters of a model with all that they can be chosen by."""
+def names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter, in the model's order; tied parameters have more than one."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
 
-    def __init__(self, model: nn.Module) -> None:
-        self.names: dict[nn.Parameter, list[str]] = {}
-        """All names of each parameter, in the model's order; tied parameters have more than one."""
+
+class Parameters:
+    """The parameters of a model with all that they can be chosen by.
+
+    Args:
+        only: leave out all others: those of one of several optimizers.
+    """
+
+    def __init__(self, model: nn.Module, only: Collection[nn.Parameter] | None = None) -> None:
+        self.names = names_by_parameter(model)
+        if only is not None:
+            chosen = set(only)
+            self.names = {parameter: names for parameter, names in self.names.items() if parameter in chosen}
         self._classes: dict[nn.Parameter, set[type]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self.names.setdefault(parameter, []).append(name)
         for module in model.modules():
             for parameter in module.parameters():
                 self._classes.setdefault(parameter, set()).update(type(module).__mro__)

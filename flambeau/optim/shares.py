@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flambeau.errors import UsageError
-from flambeau.optim.select import Parameters
+from flambeau.optim.select import names_by_parameter
 
 
 def shares_of(model: nn.Module, patterns: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Parameter]]:
@@ -23,7 +23,7 @@ def shares_of(model: nn.Module, patterns: Mapping[str, Sequence[str]]) -> dict[s
     Raises:
         UsageError: a pattern matches nothing; a trainable parameter is in two optimizers, or in none.
     """
-    names = Parameters(model).names
+    names = names_by_parameter(model)
     known = [name for aliases in names.values() for name in aliases]
     shares: dict[str, list[nn.Parameter]] = {}
     for label, own in patterns.items():
@@ -58,7 +58,7 @@ def _check(model: nn.Module, shares: Mapping[str, Collection[nn.Parameter]]) -> 
     for label, parameters in shares.items():
         for parameter in parameters:
             owners.setdefault(parameter, []).append(label)
-    names = Parameters(model).names
+    names = names_by_parameter(model)
     for parameter, labels in owners.items():
         if len(labels) > 1:
             several = [name for other, (name, *_) in names.items() if len(owners.get(other, ())) > 1]

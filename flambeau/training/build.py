@@ -9,11 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
-from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
+from flambeau.config.sections import (
+    CheckpointSettings,
+    LoaderSettings,
+    NamedOptimizerSettings,
+    OptimizerSettings,
+    TrainerSettings,
+)
 from flambeau.config.slots import ORDERED, SLOTS
 from flambeau.data.parts import require_disjoint
 from flambeau.data.pipeline import BatchTransforms, SampleTransforms
@@ -21,6 +29,7 @@ from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
 from flambeau.optim import Schedule, build_optimizer, takes_epochs
+from flambeau.optim.shares import shares_of
 from flambeau.registry import DATA_ARGUMENTS, load_part, takes_data
 from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, seed_all
@@ -30,7 +39,12 @@ from flambeau.training.freeze import freeze_modules
 from flambeau.training.plan import global_batch
 from flambeau.training.trainer import Trainer
 
-SETTINGS = {"data": LoaderSettings, "optimizer": OptimizerSettings, "trainer": TrainerSettings}
+SETTINGS = {
+    "data": LoaderSettings,
+    "optimizer": OptimizerSettings,
+    "optimizers": NamedOptimizerSettings,
+    "trainer": TrainerSettings,
+}
 """The settings that the engine reads itself in a section that names a part."""
 
 
@@ -94,6 +108,8 @@ class Recipes:
     metrics: dict[str, Recipe]
     callbacks: dict[str, Recipe]
     trackers: dict[str, Recipe]
+    optimizers: dict[str, Recipe]
+    schedulers: dict[str, Recipe]
 
     @classmethod
     def of(cls, config: Config) -> Recipes:
@@ -117,6 +133,8 @@ class Recipes:
             metrics=many("metrics"),
             callbacks=many("callbacks"),
             trackers=many("tracking"),
+            optimizers=many("optimizers"),
+            schedulers=many("schedulers"),
         )
 
     def check(self) -> None:
@@ -134,8 +152,10 @@ class Recipes:
             *self.callbacks.values(),
         ):
             recipe.check()
-        self.optimizer.check("params")
-        self.scheduler.check("total_steps")
+        for recipe in (self.optimizer, *self.optimizers.values()):
+            recipe.check("params")
+        for recipe in (self.scheduler, *self.schedulers.values()):
+            recipe.check("total_steps")
         if self.weight_decay_scheduler is not None:
             self.weight_decay_scheduler.check("total_steps")
         self.trainer.check("model", "train_data")
@@ -212,7 +232,6 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     # Before the optimizer is made of its parameters: to shard a model gives it others.
     model = prepare_model(model, settings, world, place, weights)
     seed_all(derive(_seed(config), "parts"))
-    optimizer = recipes.optimizer
 
     trainer: Trainer = recipes.trainer.build(
         model=model,
@@ -220,16 +239,9 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         val_data=data.val,
         test_data=data.test,
         criterion=recipes.criterion.build(),
-        optimizer=build_optimizer(
-            model,
-            optimizer.part,
-            to_arguments(optimizer.part, optimizer.arguments),
-            to_settings(OptimizerSettings, _settings(config, "optimizer")),
-            place,
-            batch_size=global_batch(loader, world.size),
-        ),
+        optimizer=_build_optimizers(config, recipes, model, place, global_batch(loader, world.size)),
         metrics={label: metric.build() for label, metric in recipes.metrics.items()},
-        scheduler=partial(_build_schedule, recipes.scheduler),
+        scheduler=_scheduler(recipes),
         weight_decay_scheduler=partial(_build_schedule, decay) if (decay := recipes.weight_decay_scheduler) else None,
         callbacks={label: callback.build() for label, callback in recipes.callbacks.items()},
         trackers=partial(_build_trackers, config, recipes),
@@ -248,6 +260,45 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
 def _build_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: int | None) -> Schedule:
     epochs = {"steps_per_epoch": steps_per_epoch} if takes_epochs(recipe.part) else {}
     return recipe.build(total_steps=total_steps, **epochs)  # type: ignore[no-any-return]
+
+
+def _build_optimizers(
+    config: Config, recipes: Recipes, model: nn.Module, place: torch.device, batch_size: int
+) -> Optimizer | dict[str, Optimizer]:
+    """The optimizer, or those of the section `optimizers` by label, each of its share of the parameters."""
+    if not recipes.optimizers:
+        recipe = recipes.optimizer
+        settings = to_settings(OptimizerSettings, _settings(config, "optimizer"))
+        arguments = to_arguments(recipe.part, recipe.arguments)
+        return build_optimizer(model, recipe.part, arguments, settings, place, batch_size=batch_size)
+    engine, sections = _engine_keys("optimizers"), config.section("optimizers")
+    own = {
+        label: to_settings(
+            NamedOptimizerSettings, {key: value for key, value in (sections[label] or {}).items() if key in engine}
+        )
+        for label in recipes.optimizers
+    }
+    shares = shares_of(model, {label: settings.parameters for label, settings in own.items()})
+    built = {}
+    for label, recipe in recipes.optimizers.items():
+        arguments = to_arguments(recipe.part, recipe.arguments)
+        try:
+            built[label] = build_optimizer(
+                model, recipe.part, arguments, own[label], place, batch_size=batch_size, among=shares[label]
+            )
+        except UsageError as error:
+            raise UsageError(f"optimizers.{label}: {error.message}", remedy=error.remedy) from error
+    return built
+
+
+def _scheduler(recipes: Recipes) -> Any:
+    """What makes the schedule; of several optimizers, by label: each one's own, or the one of all."""
+    if not recipes.optimizers:
+        return partial(_build_schedule, recipes.scheduler)
+    return {
+        label: partial(_build_schedule, recipes.schedulers.get(label, recipes.scheduler))
+        for label in recipes.optimizers
+    }
 
 
 def _recipe(config: Config, section: str) -> Recipe:
@@ -269,8 +320,10 @@ def _recipes(config: Config, section: str) -> dict[str, Recipe]:
         arguments = {} if isinstance(given, list) else dict(given[label] or {})
         if section in ORDERED:
             arguments.pop("on", None)  # the engine's
-        part = load_part(slot.kind, arguments.pop("name", label), config.project.root)
-        found[label] = Recipe(f"{section}.{label}", part, arguments)
+        part = load_part(slot.kind, arguments.pop("name", slot.part_under(label)), config.project.root)
+        recipe = Recipe(f"{section}.{label}", part, arguments)
+        engine = {key for key in _engine_keys(section) if not recipe.takes(key)}
+        found[label] = replace(recipe, arguments={k: v for k, v in arguments.items() if k not in engine})
     return found
 
 

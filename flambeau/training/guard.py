@@ -94,9 +94,10 @@ def gradients_are_usable(trainer: Trainer, stepper: Stepper) -> bool:
     norm, norms = clipping.clip()
     # The same on all; noted by all, it would weigh more with more.
     if (clipping.clips or clipping.logs) and trainer.world.is_main:
-        trainer.train_means.add(stepper.label("train/grad_norm"), norm, 1.0)
+        score = stepper.label("train/grad_norm")
+        trainer.train_means.add(score, norm, 1.0)
         for name, own in norms.items():
-            trainer.train_means.add(f"{stepper.label('train/grad_norm')}/{name}", own, 1.0)
+            trainer.train_means.add(f"{score}/{name}", own, 1.0)
     if not (skips or trainer.device.type == "cpu") or math.isfinite(norm.item()):
         return True
     if scaler is not None:  # the scaler's search for a scale that does not overflow is no fault

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,8 @@ class _RanAwayError(FlambeauError):
 class _Watch(Callback):
     """Keeps the rate and the loss of each step, and ends the sweep when the loss has run away."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: Callable[[int], float]) -> None:
+        self._rate = rate
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.diverged = False
@@ -48,7 +49,7 @@ class _Watch(Callback):
         name = next((key for key in record if f"{key}/".startswith("train/loss/")), None)
         if name is None:
             raise UsageError("the trainer records no train/loss, and without one no rate can be judged")
-        self.rates.append(record["lr"])
+        self.rates.append(self._rate(trainer.state.step - 1))
         self.losses.append(record[name])
         self.diverged = self._ran_away(record[name])
         if self.diverged:
@@ -72,7 +73,7 @@ def find_learning_rate(
         UsageError: the optimizer has no rate above 0, or the loss runs away at once.
     """
     trainer = build_trainer(_of_the_sweep(config, steps), device=device)
-    watch = _Watch()
+    watch = _Watch(Sweep(total_steps=steps, first=first, last=last))
     trainer.callbacks = {"find-lr": watch}
     trainer.hooks = Hooks(trainer.callbacks)
     trainer.val_data = trainer.test_data = None
@@ -103,9 +104,11 @@ def _of_the_sweep(config: Config, steps: int) -> Config:
     values: dict[str, Any] = copy.deepcopy(config.values)
     values["callbacks"], values["tracking"] = {}, {}
     values["scheduler"] = {"name": "constant"}
-    values.pop("weight_decay_scheduler", None)
-    for key in ("lr_reference_batch", "lr_scaling"):  # rates of the sweep are those in use
-        values.get("optimizer", {}).pop(key, None)
+    for section in ("weight_decay_scheduler", "schedulers"):
+        values.pop(section, None)
+    for optimizer in (values.get("optimizer"), *(values.get("optimizers") or {}).values()):
+        for key in ("lr_reference_batch", "lr_scaling"):  # rates of the sweep are those in use
+            (optimizer or {}).pop(key, None)
     absent = ("epochs", "validate_every_epochs", "validate_every_steps", "stop_after_epochs", "early_stopping", "ema")
     values["trainer"] |= dict.fromkeys([*absent, "monitor", "monitor_mode", "debug", "profile", "max_skips"])
     values["trainer"] |= {"steps": steps, "log_every": 1, "test_at_end": False, "nan_policy": "stop"}

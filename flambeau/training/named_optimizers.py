@@ -18,7 +18,7 @@ from flambeau.optim import Clipping
 from flambeau.optim.shares import check_shares
 from flambeau.training import guard
 from flambeau.training.plan import Scheduler, make_schedule, scheduler_of
-from flambeau.training.stepper import Counts, Stepper
+from flambeau.training.stepper import Stepper
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
@@ -70,7 +70,6 @@ class NamedOptimizers:
         trainer: Trainer,
         optimizers: Mapping[str, torch.optim.Optimizer],
         scheduler: Scheduler | Mapping[str, Scheduler],
-        weight_decay_scheduler: Scheduler,
         *,
         own_update: bool,
     ) -> None:
@@ -90,14 +89,12 @@ class NamedOptimizers:
         self._batch: Batch | None = None
         self.counts = {name: NamedCounts() for name in optimizers}
         self.steppers = {
-            name: _make_stepper(
-                trainer,
+            name: Stepper(
                 optimizer,
-                scheduler_of(scheduler, name),
-                weight_decay_scheduler,
                 counts=self.counts[name],
                 scaler=trainer.precision.make_scaler(),
                 name=name,
+                **_plan_of(trainer, scheduler_of(scheduler, name), name),
             )
             for name, optimizer in optimizers.items()
         }
@@ -187,7 +184,8 @@ class NamedOptimizers:
         found: dict[str, float] = {}
         for name, stepper in self.steppers.items():
             for key, rate in stepper.rates().items():
-                found[f"lr/{name}{key.removeprefix('lr')}"] = rate
+                kind, slash, group = key.partition("/")
+                found[f"{kind}/{name}{slash}{group}"] = rate
             if skipped := self.counts[name].skipped:
                 found[f"skipped/{name}"] = skipped
         return found
@@ -216,41 +214,28 @@ def make_steppers(
     trainer: Trainer,
     optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer],
     scheduler: Scheduler | Mapping[str, Scheduler],
-    weight_decay_scheduler: Scheduler,
     *,
     own_update: bool,
 ) -> tuple[Mapping[str, Stepper], NamedOptimizers | None]:
     """What a trainer steps with: its one optimizer, or those that have names."""
     if isinstance(optimizer, Mapping):
-        named = NamedOptimizers(trainer, optimizer, scheduler, weight_decay_scheduler, own_update=own_update)
+        named = NamedOptimizers(trainer, optimizer, scheduler, own_update=own_update)
         return named.steppers, named
     if isinstance(scheduler, Mapping):
         raise UsageError("there are schedulers by name, and one optimizer", remedy="give one scheduler")
-    counts, scaler = trainer.state, trainer.precision.scaler
-    only = _make_stepper(trainer, optimizer, scheduler, weight_decay_scheduler, counts=counts, scaler=scaler)
-    return {"optimizer": only}, None
+    plan = _plan_of(trainer, scheduler, "optimizer")
+    return {"optimizer": Stepper(optimizer, counts=trainer.state, scaler=trainer.precision.scaler, **plan)}, None
 
 
-def _make_stepper(
-    trainer: Trainer,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Scheduler,
-    weight_decay_scheduler: Scheduler,
-    *,
-    counts: Counts,
-    scaler: torch.amp.GradScaler | None,
-    name: str | None = None,
-) -> Stepper:
-    steps, epoch = trainer.planned_steps, trainer.steps_per_epoch
-    return Stepper(
-        optimizer,
-        make_schedule(scheduler, steps, epoch),
-        decay=make_schedule(weight_decay_scheduler, steps, epoch) if weight_decay_scheduler else None,
-        clipping=Clipping(trainer.model, trainer.settings),
-        counts=counts,
-        scaler=scaler,
-        name=name,
-    )
+def _plan_of(trainer: Trainer, scheduler: Scheduler, name: str) -> dict[str, Any]:
+    """The schedules of an optimizer over the whole run, and the clipping of its gradients."""
+    length = (trainer.planned_steps, trainer.steps_per_epoch)
+    decay = scheduler_of(trainer.weight_decay_scheduler, name)
+    return {
+        "schedule": make_schedule(scheduler, *length),
+        "decay": make_schedule(decay, *length) if decay is not None else None,
+        "clipping": Clipping(trainer.model, trainer.settings),
+    }
 
 
 def _clear(parameters: list[nn.Parameter]) -> None:

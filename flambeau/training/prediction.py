@@ -32,7 +32,7 @@ def predict(trainer: Trainer, data: Any) -> dict[str, np.ndarray[Any, Any]]:
     with evaluation_mode(trainer.model):
         for batch in trainer.eval_batches(data):
             with trainer.precision.autocast():
-                outputs = trainer.model(batch.inputs)
+                outputs = trainer.prediction_step(trainer.model, batch)
             named = outputs if isinstance(outputs, Mapping) else {"outputs": outputs}
             for name, value in named.items():
                 if isinstance(value, torch.Tensor):

@@ -14,6 +14,7 @@ from torch import nn
 from flambeau.checkpoint import Checkpoint
 from flambeau.checkpoint.reading import Like
 from flambeau.checkpoint.sharded_store import ShardedStore
+from flambeau.checkpoint.tensor_classes import unwrapped, wrapped
 from flambeau.distributed.sharding import layout_of, twin_of
 from flambeau.errors import CheckpointError
 from flambeau.training.data_record import compare_record
@@ -42,7 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
     return {
         "model": trainer.model.state_dict(),
         "ema": trainer.ema.model.state_dict() if trainer.ema else None,
-        **_optimizers(trainer),
+        **unwrapped(_optimizers(trainer)),
         "train": trainer.state.state_dict(),
         "planned": {"steps": trainer.planned_steps, "end": trainer.total_steps, "stop": trainer.stop_reason},
         "parts": {"found": trainer.accumulate_found, "ranks": trainer.world.size},
@@ -89,7 +90,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:
 
 def replanning(trainer: Trainer, old_total: int, step: int) -> str | None:
     """What it does to the schedule that the run was planned over another number of steps; None if nothing."""
-    return describe_replanning(trainer.scheduler, old_total, trainer.planned_steps, step, trainer.steps_per_epoch)
+    for scheduler in (trainer.scheduler, trainer.weight_decay_scheduler):
+        length = (old_total, trainer.planned_steps, step, trainer.steps_per_epoch)
+        if change := describe_replanning(scheduler, *length):
+            return change
+    return None
 
 
 def chosen(trainer: Trainer, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
@@ -142,7 +147,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], che
     """The state of a checkpoint, and the settings of the configuration."""
     configured = [{key: group[key] for key in HYPERPARAMETERS if key in group} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(wrapped(state))
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"the optimizer's state in {checkpoint.path} does not fit the configured optimizer: {error}"

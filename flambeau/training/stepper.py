@@ -26,11 +26,11 @@ class Stepper:
     Args:
         optimizer: its groups' learning rates and weight decays at the start are what the schedules' factors are of.
         schedule: of the learning rate, by the number of the update, from 0; it may have one of the weight decay too.
-        decay: of the weight decay; default: it stays as it is.
-        clipping: default: none.
         counts: of its updates.
         scaler: of its losses, where gradients are of 16 bits.
         name: of several optimizers, what the updates call it by.
+        decay: schedule of the weight decay; default: it stays as it is.
+        clipping: default: none.
 
     Raises:
         UsageError: two schedules of the weight decay, or one where no group has any.
@@ -41,11 +41,11 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         *,
-        decay: Schedule | None = None,
-        clipping: Clipping | None = None,
         counts: Counts,
         scaler: torch.amp.GradScaler | None = None,
         name: str | None = None,
+        decay: Schedule | None = None,
+        clipping: Clipping | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
@@ -82,10 +82,6 @@ class Stepper:
         """What the last step was made with, for the log: learning rates, and weight decays where they are scheduled."""
         return learning_rates(self.optimizer) | (weight_decays(self.optimizer) if self._decay is not None else {})
 
-    def label(self, score: str) -> str:
-        """A score's name in the record: of several optimizers, with this one's."""
-        return score if self.name is None else f"{score}/{self.name}"
-
     def _choose_decay(self, schedule: Schedule, decay: Schedule | None) -> Callable[[int], float | None] | None:
         own = schedule.weight_decay_factor if schedule.weight_decay_factor(0) is not None else None
         if own is not None and decay is not None:
@@ -106,3 +102,7 @@ class Stepper:
         for group in groups:
             group.setdefault("initial_weight_decay", group["weight_decay"])
         return chosen
+
+    def label(self, score: str) -> str:
+        """A score's name in the record: of several optimizers, with this one's."""
+        return score if self.name is None else f"{score}/{self.name}"

@@ -121,7 +121,7 @@ class Trainer(Showing):
         test_data: Any = None,
         metrics: Mapping[str, Metric] | None = None,
         scheduler: Scheduler | Mapping[str, Scheduler] = None,
-        weight_decay_scheduler: Scheduler = None,
+        weight_decay_scheduler: Scheduler | Mapping[str, Scheduler] = None,
         callbacks: Mapping[str, Callback] | Iterable[Callback] = (),
         trackers: Sequence[Tracker] | TrackerFactory = (),
         train_transform: Callable[[Any], Any] | None = None,
@@ -186,7 +186,7 @@ class Trainer(Showing):
         self.planned_steps = plan_steps(self.settings, self.steps_per_epoch)  # what schedules are laid over
         self.total_steps = end_of_run(self.settings, self.planned_steps, self.steps_per_epoch)
         self.due = Due(self.settings, self.checkpoint, self.steps_per_epoch, self.total_steps)
-        self.scheduler = scheduler
+        self.scheduler, self.weight_decay_scheduler = scheduler, weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -205,9 +205,7 @@ class Trainer(Showing):
         self.own_fingerprint: Callable[[], str] | None = None
         self.force = False
 
-        self.steppers, self.named = make_steppers(
-            self, optimizer, scheduler, weight_decay_scheduler, own_update=own_update
-        )
+        self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
         self.stepper = next(iter(self.steppers.values()))
         trained = (p for stepper in self.steppers.values() for p in stepper.parameters)
         learning = (p for p in self.model.parameters() if p.requires_grad)
@@ -533,6 +531,10 @@ class Trainer(Showing):
             outputs = model(batch.inputs)
             loss = self.per_unit(self.compute_loss(outputs, batch), units) if self.criterion is not None else None
         return outputs, loss, units
+
+    def prediction_step(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of a batch, for `flambeau predict`."""
+        return model(batch.inputs)
 
     # ---------------------------------------------------------------- beginning, saving, ending
 

@@ -138,7 +138,7 @@ def _check_command(code: str) -> None:
 
 def _options(command: str) -> set[str]:
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"flambeau.cli.{command}").add_arguments(parser)
+    importlib.import_module(f"flambeau.cli.{command.replace('-', '_')}").add_arguments(parser)
     return set(parser._option_string_actions)
 
 
