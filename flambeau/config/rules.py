@@ -20,6 +20,7 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
     rules.run_length()
     rules.batch_size()
     rules.several_optimizers()
+    rules.turns()
     rules.unread("data.prefetch", "data.workers", lambda workers: not workers, "there are no workers", "workers: 2")
     rules.unread(
         "trainer.max_skips",
@@ -71,6 +72,18 @@ class _Rules:
             first, second = self.origins.get("data.batch_size"), self.origins.get("data.batch_size_per_rank")
             message = f"both `batch_size` ({first}) and `batch_size_per_rank` ({second}) are given"
             self.add("data.batch_size_per_rank", message, "give one of them, and null for the other")
+
+    def turns(self) -> None:
+        """Turns in which modules train are two or more, and as long as one setting says."""
+        alternate = self.get("trainer.alternate")
+        if not isinstance(alternate, Mapping):
+            return
+        if (alternate.get("every_epochs") is None) == (alternate.get("every_steps") is None):
+            message = "give either `every_epochs` or `every_steps`"
+            self.add("trainer.alternate", "how long a turn is must be said once", message)
+        modules = alternate.get("modules")
+        if isinstance(modules, list) and len(modules) < 2:
+            self.add("trainer.alternate.modules", "there are not two turns", "e.g. [[encoder], [decoder]]")
 
     def several_optimizers(self) -> None:
         """One optimizer or several, each with a label; schedulers by the same labels; a trainer that uses them."""
