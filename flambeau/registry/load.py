@@ -165,6 +165,10 @@ def takes_data(kind: str, part: Any) -> bool:
     return sum(item.default is item.empty for item in by_position) >= DATA_ARGUMENTS[kind]
 
 
+TRAINER_METHODS = ("fit", "update", "evaluate", "save")
+"""What a class has that is a copy of flambeau's Trainer."""
+
+
 def verify_kind(kind: str, part: Any, target: str) -> None:
     """Refuse an object that cannot be a part of `kind`.
 
@@ -198,7 +202,8 @@ def _fault_of_kind(kind: str, part: Any, home: str) -> str | None:
         return None if is_module else "it is not a torch.nn.Module"
     if kind == "trainer":
         ours = any(base.__name__ == "Trainer" and base.__module__.startswith("flambeau.") for base in part.__mro__)
-        return None if ours else "it is not a flambeau Trainer"
+        copied = all(hasattr(part, method) for method in TRAINER_METHODS)
+        return None if ours or copied else "it is not a flambeau Trainer"
     if kind == "transform":
         methods = {"__call__", "on_batch"}
         called = any(methods & vars(base).keys() for base in part.__mro__) and home.split(".")[0] != "torch"

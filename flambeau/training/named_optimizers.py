@@ -130,10 +130,8 @@ class NamedOptimizers:
         if not (finite or not units) and trainer._rejects_losses:
             guard.reject_named_loss(trainer, stepper, self._batch)
             return False
-        with torch.autocast(trainer.device.type, enabled=False):
-            applied = self._step(stepper, learning, loss, units, retain_graph=retain_graph)
-        torch.clear_autocast_cache()  # it holds the weights as they were before the step, in 16 bits
-        return applied
+        with trainer.precision.paused():
+            return self._step(stepper, learning, loss, units, retain_graph=retain_graph)
 
     def _step(
         self, stepper: Stepper, learning: list[nn.Parameter], loss: torch.Tensor, units: Any, *, retain_graph: bool
@@ -210,6 +208,19 @@ class NamedOptimizers:
                 stepper.scaler.load_state_dict(state[name]["scaler"])
 
 
+class NoStepper(Stepper):
+    """Stands where the only optimizer's would, if there are several: a call of `step` is a mistake."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(
+            "the trainer has several optimizers, and its own `step` and `update` are of one",
+            remedy="call optimize(name, loss) for each in an `update` of your own",
+        )
+
+
 def make_steppers(
     trainer: Trainer,
     optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer],
@@ -236,6 +247,13 @@ def _plan_of(trainer: Trainer, scheduler: Scheduler, name: str) -> dict[str, Any
         "decay": make_schedule(decay, *length) if decay is not None else None,
         "clipping": Clipping(trainer.model, trainer.settings),
     }
+
+
+def with_gradient(steppers: Mapping[str, Stepper], model: nn.Module) -> list[nn.Parameter]:
+    """All parameters that may get a gradient, those of the optimizers first."""
+    trained = (parameter for stepper in steppers.values() for parameter in stepper.parameters)
+    learning = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return list(dict.fromkeys([*trained, *learning]))
 
 
 def _clear(parameters: list[nn.Parameter]) -> None:

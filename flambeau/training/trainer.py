@@ -35,8 +35,9 @@ from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, isolated, seed_numpy_and_random
 from flambeau.runtime.signals import StopSignals
 from flambeau.runtime.world import World, current_world
-from flambeau.tracking import Tracker
+from flambeau.tracking import Tracker, TrackerFactory
 from flambeau.training import guard, measuring, snapshot
+from flambeau.training.alternation import Alternation, schedule_by_turns
 from flambeau.training.callback import Callback, Hooks, label_callbacks
 from flambeau.training.data_record import Record, take_record, write_record
 from flambeau.training.due import Due
@@ -47,7 +48,7 @@ from flambeau.training.freeze import freeze_modules
 from flambeau.training.memory_report import explain_out_of_memory
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
-from flambeau.training.named_optimizers import make_steppers
+from flambeau.training.named_optimizers import NoStepper, make_steppers, with_gradient
 from flambeau.training.options import apply_options
 from flambeau.training.plan import (
     DEBUG_BATCHES,
@@ -69,9 +70,6 @@ from flambeau.training.showing import Showing
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
-
-TrackerFactory = Callable[[Path, "int | None"], Sequence[Tracker]]
-"""Makes trackers for a run folder, from the step that a resumed run goes on from."""
 
 
 @register.trainer("default")
@@ -186,7 +184,8 @@ class Trainer(Showing):
         self.planned_steps = plan_steps(self.settings, self.steps_per_epoch)  # what schedules are laid over
         self.total_steps = end_of_run(self.settings, self.planned_steps, self.steps_per_epoch)
         self.due = Due(self.settings, self.checkpoint, self.steps_per_epoch, self.total_steps)
-        self.scheduler, self.weight_decay_scheduler = scheduler, weight_decay_scheduler
+        self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, self.steps_per_epoch)
+        self.weight_decay_scheduler = weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -205,11 +204,10 @@ class Trainer(Showing):
         self.own_fingerprint: Callable[[], str] | None = None
         self.force = False
 
+        self.alternation = Alternation(self, self.settings.alternate) if self.settings.alternate else None
         self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
-        self.stepper = next(iter(self.steppers.values()))
-        trained = (p for stepper in self.steppers.values() for p in stepper.parameters)
-        learning = (p for p in self.model.parameters() if p.requires_grad)
-        self.with_gradient = list(dict.fromkeys([*trained, *learning]))
+        self.stepper = NoStepper() if self.named else next(iter(self.steppers.values()))
+        self.with_gradient = with_gradient(self.steppers, self.model)
         self._count_units = unit_counter(criterion) if criterion is not None else None
         self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"
         self._waits_for_loss = self.device.type == "cpu" or self.settings.nan_policy == "skip"
@@ -278,6 +276,8 @@ class Trainer(Showing):
                         batch = next(batches)
                         self.at_work = ("training", batch)
                         self.seed_step()
+                        if self.alternation is not None:
+                            self.alternation.begin_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
                         if self.named is None:
@@ -443,9 +443,7 @@ class Trainer(Showing):
     def optimize(
         self, name: str, loss: torch.Tensor, units: int | torch.Tensor | None = None, *, retain_graph: bool = False
     ) -> bool:
-        """One step with one of several optimizers, in an `update` of one's own: backward, clip, schedule, step, record.
-
-        Only that optimizer's parameters get a gradient.
+        """One step with one of several optimizers, in an `update` of one's own: only its parameters get a gradient.
 
         Args:
             name: of the optimizer.
@@ -653,6 +651,8 @@ class Trainer(Showing):
     def _close(self) -> None:
         self.feeder.close()
         self.forward, self.replicas = self._plain_forward, None
+        if self.alternation is not None:
+            self.alternation.end()
         if self.team is not None:
             self.team.close()
             self.team = None

@@ -88,7 +88,7 @@ def train_in_float64(_: int) -> tuple[dict[str, torch.Tensor], list[dict[str, An
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}, trainer.recorder.history
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_make_the_images_and_the_weights_of_one(ranks: int) -> None:
     """Noise included, with a last batch of 4, and of 1 sample in a process."""
     expected, history = train_in_float64(0)
@@ -147,6 +147,30 @@ class TestTheShippedConfiguration:
         np.save("noise.npy", np.random.default_rng(0).normal(size=(7, 32)).astype(np.float32))
         flambeau("predict", "run", "--input", "noise.npy", "--output", "images.npz")
         assert np.load("images.npz")["outputs"].shape == (7, 1, 8, 8)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            (
+                "optimizers.generator.parameters=[generatr.*]",
+                "optimizers.generator.parameters: the pattern 'generatr.*'",
+            ),
+            ("optimizers.generator.parameters=['*']", "in the optimizers discriminator and generator"),
+            ("optimizers.generator=null", "'generator.0.weight'"),
+            ("optimizers.generator.lr=-1.0", "optimizers.generator: optimizer: Invalid learning rate"),
+            (
+                "optimizers.generator.groups=[{pattern: 'discriminator.*', lr: 1}]",
+                "optimizers.generator: optimizer.groups",
+            ),
+            ("trainer.accumulate=2", "trainer.accumulate does not go with several optimizers"),
+        ],
+    )
+    def test_optimizers_that_do_not_fit_the_model_are_told_of_before_training(
+        self, flambeau: InProcess, override: str, message: str
+    ) -> None:
+        answer = flambeau("train", "gan", *SHORT, override, "--run-dir", "run", expect=2)
+        assert message in answer.err
+        assert not Path("run").exists()
 
     @pytest.mark.slow
     def test_its_images_are_near_the_real_ones(self, flambeau: InProcess) -> None:
