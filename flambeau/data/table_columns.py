@@ -148,9 +148,8 @@ class Classes:
         _refuse_missing_target(column, part)
         unknown = sorted({_shown(value) for value in column.values.tolist() if value not in self.known})
         if unknown:
-            raise UsageError(
-                f"the target '{column.name}' of the {part} rows has classes that no training row has: {', '.join(unknown[:5])}"
-            )
+            found = f"the target '{column.name}' of the {part} rows has classes that no training row has"
+            raise UsageError(f"{found}: {', '.join(unknown[:5])}")
         return torch.tensor([self.known[value] for value in column.values.tolist()], dtype=torch.int64)
 
     def offers(self) -> dict[str, Any]:
