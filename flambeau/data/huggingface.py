@@ -120,7 +120,7 @@ class _Columns:
             self._learn_classes(train, targets)
 
     def _learn_classes(self, train: Any, target: str) -> None:
-        feature = (train.features or {}).get(target)
+        feature: Any = (train.features or {}).get(target)
         if hasattr(feature, "names"):
             self.class_names = list(feature.names)
             return

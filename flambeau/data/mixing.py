@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from flambeau.data.batch import Batch
-from flambeau.data.image_transforms import Probability, rectangles
+from flambeau.data.image_transforms import rectangles
 from flambeau.errors import UsageError
 from flambeau.registry import register
 
@@ -27,7 +27,10 @@ class Mixing:
     name = ""
 
     def __init__(
-        self, num_classes: Annotated[int, Ge(1)], alpha: Annotated[float, Gt(0)] = 0.2, p: Probability = 1.0
+        self,
+        num_classes: Annotated[int, Ge(1)],
+        alpha: Annotated[float, Gt(0)] = 0.2,
+        p: Annotated[float, Interval(ge=0, le=1)] = 1.0,
     ) -> None:
         self.num_classes = num_classes
         self.alpha = alpha
@@ -104,7 +107,10 @@ class CutMix(Mixing):
     name = "cutmix"
 
     def __init__(
-        self, num_classes: Annotated[int, Ge(1)], alpha: Annotated[float, Gt(0)] = 1.0, p: Probability = 1.0
+        self,
+        num_classes: Annotated[int, Ge(1)],
+        alpha: Annotated[float, Gt(0)] = 1.0,
+        p: Annotated[float, Interval(ge=0, le=1)] = 1.0,
     ) -> None:
         super().__init__(num_classes, alpha, p)
 
