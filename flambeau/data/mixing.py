@@ -64,7 +64,8 @@ class Mixing:
                 remedy="say with `on` which entry they are; bytes are to be normalised before",
             )
         if isinstance(targets, Tensor) and targets.dim() == 1 and targets.dtype == torch.int64:
-            if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
+            on_host = targets.device.type == "cpu"  # an accelerator would have to be waited for; it checks by itself
+            if on_host and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
                 raise UsageError(f"{self.name}: a target lies outside of {self.num_classes} classes")
             return one_hot(targets, self.num_classes).to(inputs.dtype)
         if isinstance(targets, Tensor) and targets.dim() == 2 and targets.is_floating_point():
