@@ -89,7 +89,8 @@ def _print_parts(parts: Sequence[Part], kind: str, catalog: Catalog) -> None:
             _say("", "    **kwargs")
     slot = _SLOTS[kind]
     if settings := catalog.settings(slot):
-        _say(f"\n{slot.section}", "  and with every part, read by the engine")
+        sections = ", ".join(own.section for own in SLOTS.values() if own.kind == kind)
+        _say(f"\n{sections}", "  and with every part, read by the engine")
         for parameter in settings.values():
             _say("", f"    {_declaration(parameter)}{_comment(parameter)}")
 

@@ -166,7 +166,7 @@ class Feeder:
         seed: the seed of the run; order and augmentation are functions of it.
         device: where the batches go.
         transform: called with each sample; seeded for each by (seed, epoch, index).
-        batch_transform: called with each batch on the device; must be deterministic.
+        batch_transform: called with each batch on the device; random numbers come from `Batch.random`.
         rank, ranks: which process this is, of how many that train together. Each gets a contiguous share of every
             batch; sizes differ by at most one, the first shares are the larger ones. A share without samples is one
             row of somebody else's, of size 0.

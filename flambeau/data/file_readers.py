@@ -28,8 +28,9 @@ def reader_of(kind: str, image_size: int | None = None) -> Reader:
         raise UsageError(f"data.image_size: '{kind}' reads no images", remedy="leave image_size out")
     if kind in ("image", "grey"):
         return ImageReader("RGB" if kind == "image" else "L", image_size)
-    if kind in KINDS:
-        return {"npy": read_npy, "text": read_text, "bytes": Path.read_bytes}[kind]
+    plain: dict[str, Reader] = {"npy": read_npy, "text": read_text, "bytes": Path.read_bytes}
+    if kind in plain:
+        return plain[kind]
     if "." not in kind:
         raise UsageError(
             f"data.reader: there is no reader '{kind}'",

@@ -138,7 +138,7 @@ class FileDataset(Dataset[tuple[Any, ...]]):
 
     @property
     def sources(self) -> list[str]:
-        return [str(self.root / path) for path in self.paths]
+        return [f"{self.root}/{path}" for path in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)

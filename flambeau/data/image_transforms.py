@@ -20,8 +20,6 @@ from flambeau.data.batch import Batch
 from flambeau.errors import UsageError
 from flambeau.registry import register
 
-Probability = Annotated[float, Interval(ge=0, le=1)]
-
 
 class ImageTransform:
     """What a transform of images needs: `draws` random numbers an image, and `change`."""
@@ -64,7 +62,11 @@ class RandomFlip(ImageTransform):
 
     draws = 1
 
-    def __init__(self, p: Probability = 0.5, direction: Literal["horizontal", "vertical"] = "horizontal") -> None:
+    def __init__(
+        self,
+        p: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+        direction: Literal["horizontal", "vertical"] = "horizontal",
+    ) -> None:
         self.p = p
         self.dimension = -1 if direction == "horizontal" else -2
 
@@ -217,8 +219,8 @@ class RandomErasing(ImageTransform):
 
     def __init__(
         self,
-        p: Probability = 0.5,
-        area: tuple[Probability, Probability] = (0.02, 0.33),
+        p: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+        area: tuple[Annotated[float, Interval(ge=0, le=1)], Annotated[float, Interval(ge=0, le=1)]] = (0.02, 0.33),
         ratio: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.3, 3.3),
         fill: float = 0.0,
     ) -> None:

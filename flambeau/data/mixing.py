@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from flambeau.data.batch import Batch
-from flambeau.data.image_transforms import Probability, rectangles
+from flambeau.data.image_transforms import rectangles
 from flambeau.errors import UsageError
 from flambeau.registry import register
 
@@ -27,7 +27,10 @@ class Mixing:
     name = ""
 
     def __init__(
-        self, num_classes: Annotated[int, Ge(1)], alpha: Annotated[float, Gt(0)] = 0.2, p: Probability = 1.0
+        self,
+        num_classes: Annotated[int, Ge(1)],
+        alpha: Annotated[float, Gt(0)] = 0.2,
+        p: Annotated[float, Interval(ge=0, le=1)] = 1.0,
     ) -> None:
         self.num_classes = num_classes
         self.alpha = alpha
@@ -61,7 +64,8 @@ class Mixing:
                 remedy="say with `on` which entry they are; bytes are to be normalised before",
             )
         if isinstance(targets, Tensor) and targets.dim() == 1 and targets.dtype == torch.int64:
-            if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
+            on_host = targets.device.type == "cpu"  # an accelerator would have to be waited for; it checks by itself
+            if on_host and targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < self.num_classes:
                 raise UsageError(f"{self.name}: a target lies outside of {self.num_classes} classes")
             return one_hot(targets, self.num_classes).to(inputs.dtype)
         if isinstance(targets, Tensor) and targets.dim() == 2 and targets.is_floating_point():
@@ -104,7 +108,10 @@ class CutMix(Mixing):
     name = "cutmix"
 
     def __init__(
-        self, num_classes: Annotated[int, Ge(1)], alpha: Annotated[float, Gt(0)] = 1.0, p: Probability = 1.0
+        self,
+        num_classes: Annotated[int, Ge(1)],
+        alpha: Annotated[float, Gt(0)] = 1.0,
+        p: Annotated[float, Interval(ge=0, le=1)] = 1.0,
     ) -> None:
         super().__init__(num_classes, alpha, p)
 

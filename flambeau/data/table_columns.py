@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -87,9 +87,10 @@ class Categories:
     def feature_names(self, one_hot: bool) -> list[str]:
         if not one_hot:
             return []
-        extra = {self.missing_code: "missing", self.unknown_code: "unknown"}
-        names = {**{code: _shown(value) for value, code in self.known.items()}, **extra}
-        return [f"{self.name}={names[code]}" for code in range(self.size)]
+        names = [_shown(value) for value in self.known]
+        names += ["missing"] if self.missing_code is not None else []
+        names += ["unknown"] if self.unknown_code is not None else []
+        return [f"{self.name}={name}" for name in names]
 
 
 def fit_columns(
@@ -128,11 +129,13 @@ def _numbers(column: Column, policies: Policies) -> Numbers:
         raise UsageError(f"the column '{column.name}' holds a number that is not finite")
     if not len(given):
         raise UsageError(f"the column '{column.name}' has no value in the training rows", remedy="see data.exclude")
-    fill = {"mean": np.mean, "median": np.median}.get(policies.missing)
+    fill = None
+    if policies.missing in ("mean", "median"):
+        fill = float(given.mean() if policies.missing == "mean" else np.median(given))
     mean, std = 0.0, 1.0
     if policies.standardize and column.kind != "boolean":
         mean, std = float(given.mean()), float(given.std())
-    return Numbers(column.name, mean, std if std > 0 else 1.0, float(fill(given)) if fill else None)
+    return Numbers(column.name, mean, std if std > 0 else 1.0, fill)
 
 
 class Classes:
@@ -148,9 +151,8 @@ class Classes:
         _refuse_missing_target(column, part)
         unknown = sorted({_shown(value) for value in column.values.tolist() if value not in self.known})
         if unknown:
-            raise UsageError(
-                f"the target '{column.name}' of the {part} rows has classes that no training row has: {', '.join(unknown[:5])}"
-            )
+            found = f"the target '{column.name}' of the {part} rows has classes that no training row has"
+            raise UsageError(f"{found}: {', '.join(unknown[:5])}")
         return torch.tensor([self.known[value] for value in column.values.tolist()], dtype=torch.int64)
 
     def offers(self) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def fit_targets(columns: Sequence[Column], task: str | None, *, scale: bool) -> 
     return Classes(columns[0])
 
 
-def _refuse_missing(column: Column, part: str) -> None:
+def _refuse_missing(column: Column, part: str) -> NoReturn:
     count = int(column.missing.sum())
     raise UsageError(
         f"the column '{column.name}' has no value in {count} of the {len(column.values)} {part} rows",

@@ -175,3 +175,47 @@ def test_a_run_does_not_choose_its_model_by_the_test(flambeau: InProcess) -> Non
     assert "data.val_is_test: true" in answer.err
     assert not (flambeau.project.root / "a").exists()
     flambeau(*options, "--run-dir", "b", "data.val_is_test=true")
+
+
+def test_parts_of_one_dataset_have_transforms_of_their_own() -> None:
+    """The training part is augmented, the validation part of the same dataset is not."""
+    whole = Mapped(20)
+    train, val = Subset(whole, range(15)), Subset(whole, range(15, 20))
+    seen: dict[str, set[float]] = {"train": set(), "eval": set()}
+
+    def noting(part: str) -> Any:
+        def note(sample: Any) -> Any:
+            seen[part].add(sample[0])
+            return torch.full((4,), sample[0]), sample[1] % 3
+
+        return note
+
+    make_trainer(
+        train_data=train,
+        val_data=val,
+        train_transform=noting("train"),
+        eval_transform=noting("eval"),
+        dry_batch=False,
+    ).fit()
+    assert seen == {"train": {float(k) for k in range(15)}, "eval": {float(k) for k in range(15, 20)}}
+
+
+def test_an_epoch_of_augmentation_leaves_the_data_as_they_were() -> None:
+    """Even if a transform writes to what it is given: it is given a copy."""
+    data = arrays(16)
+    before = data.inputs.clone()
+
+    def written(sample: Any) -> Any:
+        sample[0].add_(100)
+        return torch.full((4,), float(sample[0])), sample[1] % 3
+
+    def written_batch(batch: Any) -> Any:
+        batch.inputs.mul_(0)
+        return batch
+
+    make_trainer(train_data=data, train_transform=written, train_batch_transform=written_batch, epochs=2).fit()
+    assert torch.equal(data.inputs, before)
+    pairs = ArrayDataset(torch.rand(16, 4), torch.arange(16) % 3)
+    kept = pairs.inputs.clone()
+    make_trainer(train_data=pairs, val_data=pairs, batch_transform=written_batch, epochs=2).fit()
+    assert torch.equal(pairs.inputs, kept)

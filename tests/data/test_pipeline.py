@@ -125,3 +125,12 @@ def test_a_pair_is_what_a_transform_of_samples_gets_of_a_batch() -> None:
     """As torchvision's CutMix takes it."""
     changed = BatchTransforms({"swap": (swapped, "sample")})(batch_of(torch.zeros(2), torch.ones(2)))
     assert changed.inputs.tolist() == [1, 1] and changed.targets.tolist() == [0, 0]
+
+
+def test_modules_are_transforms_of_batches() -> None:
+    """As augmentation libraries write them; random ones too, and no gradient is kept of them."""
+    chain = BatchTransforms({"drop": (torch.nn.Dropout(0.5), None), "norm": (torch.nn.LayerNorm(6), None)})
+    first, second = (chain(batch_of(torch.ones(4, 6))).inputs for _ in range(2))
+    assert torch.equal(first, second) and not first.requires_grad
+    assert len(first.unique()) > 1
+    assert not torch.equal(first, chain(batch_of(torch.ones(4, 6), key=8)).inputs)
