@@ -97,6 +97,12 @@ class TestStopWhen:
         trainer = make_trainer(epochs=9, callbacks=[StopWhen(samples=36)])  # 8, 16, 20, 28, 36
         assert (trainer.fit().step, trainer.state.samples) == (5, 36)
 
+    def test_a_run_that_has_seen_them_takes_no_step_more(self, tmp_path: Path) -> None:
+        """If it is resumed, and asked to be longer."""
+        options: dict[str, Any] = {"callbacks": [StopWhen(samples=36)], "run_dir": tmp_path / "run"}
+        make_trainer(epochs=9, **options).fit()
+        assert make_trainer(epochs=10, **options).fit(resume=True).step == 5
+
     def test_several_processes_stop_after_the_same_step_as_one(self) -> None:
         """At once: what all know needs no agreement."""
         assert together(2, step_of_sample, 17) == [3, 3]
