@@ -51,6 +51,16 @@ class Every(Callback):
         self._call = load_function(call, "callback every: call")
         self._validations = 0
 
+    def on_setup(self, trainer: Trainer) -> None:
+        """Refuse a rhythm that this run does not have: it would never be called."""
+        if self.epochs is not None and trainer.steps_per_epoch is None:
+            raise UsageError(
+                "callback every: epochs: the length of the training data is not known",
+                remedy="set trainer.steps_per_epoch, or count in steps",
+            )
+        if self.validations is not None and trainer.val_data is None:
+            raise UsageError("callback every: validations: there is no validation data", remedy="count in steps")
+
     def on_step_end(self, trainer: Trainer) -> None:
         if self.steps is not None and trainer.state.step % self.steps == 0:
             self._call(trainer)

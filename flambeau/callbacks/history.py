@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from flambeau.errors import UsageError
 from flambeau.registry import register
 from flambeau.run_folder import read_metrics
 from flambeau.run_folder.atomic import write_atomically
@@ -35,6 +36,10 @@ class History(Callback):
         self.rows = rows
         self._table = Table(each_record=rows == "log")
         self._read = 0
+
+    def on_setup(self, trainer: Trainer) -> None:
+        if self.rows == "validation" and trainer.val_data is None:
+            raise UsageError("callback history: there is no validation data", remedy="rows: log")
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Begin, or begin again, with what the record holds."""

@@ -78,6 +78,7 @@ class Notify(Callback):
             return
         if isinstance(self._error, KeyboardInterrupt):
             return
+        self._ready = False  # of two threads that see the end of a failing process, one tells
         subject, lines = self.message(trainer, outcome)
         timeout = min(self.timeout, HURRY) if outcome == "failed" and trainer.world.size > 1 else self.timeout
         failures: dict[str, str] = {}

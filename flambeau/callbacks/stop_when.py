@@ -77,10 +77,10 @@ class StopWhen(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         self._started = time.monotonic()
         self._look = Clock(0.0)
+        self._count(trainer)
 
     def on_step_end(self, trainer: Trainer) -> None:
-        if self.samples is not None and trainer.state.samples >= self.samples:
-            trainer.stop(f"{trainer.state.samples} samples have been seen", everywhere=True)
+        self._count(trainer)
         if not trainer.world.is_main:
             return  # what follows one process may see before the others: rank 0 tells them
         if self.minutes is not None and self._seconds() >= 60.0 * self.minutes:
@@ -114,6 +114,10 @@ class StopWhen(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._best, self._seconds_before = state["best"], state["seconds"]
+
+    def _count(self, trainer: Trainer) -> None:
+        if self.samples is not None and trainer.state.samples >= self.samples:
+            trainer.stop(f"{trainer.state.samples} samples have been seen", everywhere=True)
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started

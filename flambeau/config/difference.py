@@ -27,6 +27,9 @@ HARMLESS = (
 )
 """Settings that change no number of a run."""
 
+WATCHERS = frozenset({"generated_images", "gradients", "history", "notify", "sample_images", "sample_text", "time_limit"})
+"""Callbacks that change no number of a run."""
+
 LENGTH = ("trainer.epochs", "trainer.steps", "trainer.stop_after_epochs")
 """Settings of a run's length: harmless if the schedule of its steps so far stays what it was, judged elsewhere."""
 
@@ -40,11 +43,15 @@ class Change:
     key: str
     before: Any
     after: Any
+    watches: bool = False
+    """Whether it is of a callback that changes no number."""
 
     @property
     def breaks_equality(self) -> bool:
         """Whether the run would no longer be the one that began."""
-        return self.key not in LENGTH and not any(fnmatchcase(self.key, pattern) for pattern in HARMLESS)
+        if self.watches or self.key in LENGTH:
+            return False
+        return not any(fnmatchcase(self.key, pattern) for pattern in HARMLESS)
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.after}"
@@ -54,10 +61,20 @@ def differences(before: Config, after: Config) -> list[Change]:
     """The values that differ, by dotted key."""
     old, new = flatten(before.values), flatten(after.values)
     return [
-        Change(key, old.get(key, ABSENT), new.get(key, ABSENT))
+        Change(key, old.get(key, ABSENT), new.get(key, ABSENT), _only_watches(key, before.values, after.values))
         for key in sorted(old.keys() | new.keys())
         if old.get(key, ABSENT) != new.get(key, ABSENT)
     ]
+
+
+def _only_watches(key: str, *of: Mapping[str, Any]) -> bool:
+    """Whether a key is of a callback that is, in each of the configurations that have it, one of `WATCHERS`."""
+    section, _, rest = key.partition(".")
+    label = rest.partition(".")[0]
+    if section != "callbacks" or not label:
+        return False
+    given = [values["callbacks"][label] or {} for values in of if label in (values.get("callbacks") or {})]
+    return {arguments.get("name", label) for arguments in given} <= WATCHERS
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.processes import together
 from support.projects import InProcess
 from support.tasks import make_trainer, points
+from torch.utils.data import IterableDataset
 
 from flambeau import Callback, Trainer
 from flambeau.callbacks import Every, LambdaCallback
@@ -82,6 +84,18 @@ class TestEvery:
         for options in ({}, {"steps": 1, "epochs": 1}):
             with pytest.raises(UsageError, match="give one of steps, epochs, samples, validations"):
                 Every(print, **options)
+
+    def test_a_rhythm_that_the_run_does_not_have_is_refused(self) -> None:
+        """Not left without a call in silence."""
+
+        class Endless(IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                return iter(lambda: (torch.zeros(4), torch.tensor(0)), None)
+
+        with pytest.raises(UsageError, match="the length of the training data is not known"):
+            make_trainer(train_data=Endless(), steps=3, callbacks=[Every(print, epochs=1)])
+        with pytest.raises(UsageError, match="there is no validation data"):
+            make_trainer(callbacks=[Every(print, validations=1)])
 
     @pytest.mark.parametrize(
         ("path", "said"),

@@ -21,6 +21,7 @@ from aiosmtpd.smtp import AuthResult
 from support.fates import Crew
 from support.processes import free_port
 from support.projects import InProcess
+from support.states import assert_same, final_state
 from support.tasks import make_trainer, points
 
 from flambeau import Callback, Trainer
@@ -255,6 +256,11 @@ class TestWebhook:
         assert hook.got[0]["text"].startswith("flambeau: Linear finished\nstep 3 of 3")
 
 
+def assert_same_weights(one: Path, other: Path) -> None:
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert_same(dict(final_state(one)["model"]), dict(final_state(other)["model"]))
+
+
 def train_and_tell(run_dir: Path, *, fails: bool = False) -> None:
     class Fail(Callback):
         def on_step_end(self, trainer: Trainer) -> None:
@@ -356,6 +362,20 @@ class TestSecrets:
         )
         assert "there is no NOT_SET in the environment" in answer.err
         assert json.loads((flambeau.project.root / "run/status.json").read_text())["step"] == 0
+
+    def test_a_run_can_get_one_on_the_way_and_stays_the_same(
+        self, hook: Hook, flambeau: InProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Callbacks that only watch need no --force; any other, and one under their label, does."""
+        flambeau("train", "tiny", "--run-dir", "whole")
+        monkeypatch.setenv("PREEMPT_AT", "5")
+        flambeau("train", "tiny", "--run-dir", "run", expect=75)
+        monkeypatch.delenv("PREEMPT_AT")
+        flambeau("resume", "run", "callbacks.notify={name: tally}", expect=2)
+        flambeau("resume", "run", "callbacks.tell={name: stop_when, samples: 8}", expect=2)
+        flambeau("resume", "run", "callbacks.tell={name: notify, webhook: {url_env: MY_WEBHOOK}}")
+        assert len(hook.got) == 1
+        assert_same_weights(flambeau.project.root / "run", flambeau.project.root / "whole")
 
     def test_a_run_can_be_measured_without_them(
         self, hook: Hook, flambeau: InProcess, monkeypatch: pytest.MonkeyPatch

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed.fsdp  # once, for all processes that are forked from this one
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import together
 from support.projects import InProcess
-from support.tasks import make_trainer, points
+from support.tasks import linear, make_trainer, points
+from torch import nn
 
 from flambeau import Callback, Metric, Trainer
 from flambeau.callbacks import Milestones, StopWhen, TimeLimit, stop_when
 from flambeau.callbacks.scores import Watched
+from flambeau.config.sections import FsdpSettings, TrainerSettings
+from flambeau.distributed.sharding import prepare_model
 from flambeau.errors import UsageError
+from flambeau.runtime.world import current_world
 
 
 class Scripted(Metric):
@@ -90,6 +96,12 @@ class TestStopWhen:
     def test_samples_end_it_after_the_step_that_completes_them(self) -> None:
         trainer = make_trainer(epochs=9, callbacks=[StopWhen(samples=36)])  # 8, 16, 20, 28, 36
         assert (trainer.fit().step, trainer.state.samples) == (5, 36)
+
+    def test_a_run_that_has_seen_them_takes_no_step_more(self, tmp_path: Path) -> None:
+        """If it is resumed, and asked to be longer."""
+        options: dict[str, Any] = {"callbacks": [StopWhen(samples=36)], "run_dir": tmp_path / "run"}
+        make_trainer(epochs=9, **options).fit()
+        assert make_trainer(epochs=10, **options).fit(resume=True).step == 5
 
     def test_several_processes_stop_after_the_same_step_as_one(self) -> None:
         """At once: what all know needs no agreement."""
@@ -221,6 +233,10 @@ class TestMilestones:
         assert trainer.store is not None
         assert trainer.store.steps() == [2, 4]
 
+    def test_so_does_one_of_a_model_in_pieces(self, tmp_path: Path) -> None:
+        """And every process knows of it."""
+        assert together(2, steps_kept_in_pieces, tmp_path / "run") == [[1, 6], [1, 6]]
+
     def test_the_last_mark_can_end_the_run(self) -> None:
         trainer = scripted([0.4, 0.6, 0.95, 1.0], Milestones([0.5, 0.9], then="stop"))
         assert trainer.fit().step == 3
@@ -237,6 +253,29 @@ class TestMilestones:
             Milestones([])
         with pytest.raises(UsageError, match="there is no validation data"):
             make_trainer(callbacks=[Milestones([0.5])])
+
+
+def steps_kept_in_pieces(run_dir: Path) -> list[int]:
+    settings = TrainerSettings(fsdp=FsdpSettings(blocks=["Linear"]), steps=6, validate_every_steps=1)
+    model = prepare_model(nn.Sequential(linear()), settings, current_world(), torch.device("cpu"))
+    trainer = Trainer(
+        model,
+        points(),
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        val_data=points(),
+        settings=settings,
+        callbacks=[Milestones([99.0], then="save")],  # of the loss: passed at once
+        device="cpu",
+        batch_size=8,
+        every_steps=1,
+        keep_last=1,
+        keep_best=0,
+        run_dir=run_dir,
+    )
+    trainer.fit()
+    assert trainer.store is not None
+    return trainer.store.steps()
 
 
 class LateOnRank1(TimeLimit):

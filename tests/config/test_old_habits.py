@@ -60,6 +60,14 @@ class TestBindings:
         assert main(["resume", "run", "-b", "trainer.epochs=null;trainer.steps=3", *longer]) == 0
         assert "steps: 3" in (folder / "run/config.yaml").read_text()
 
+    def test_every_tracker_can_be_switched_off(self, folder: Path) -> None:
+        """The shipped configurations have one; the record of the run stays."""
+        assert main(["train", "short", "--run-dir", "with"]) == 0
+        assert main(["train", "short", "--run-dir", "without", "tracking=null"]) == 0
+        assert (folder / "with/tensorboard").is_dir()
+        assert not (folder / "without/tensorboard").exists()
+        assert (folder / "without/metrics.jsonl").read_bytes() == (folder / "with/metrics.jsonl").read_bytes()
+
     def test_a_mistyped_one_is_refused_like_any(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["train", "short", "-b", "seed=1; optimizer.weigth_decay=1"]) == 2
         assert (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT, Block, Command, blocks, commands, missing
+from pages import ROOT, Block, Command, blocks, commands, commands_of_habits, missing
 
 LONGEST = 60.0
 """Seconds after which a command is given up."""
@@ -63,6 +63,9 @@ def follow(page: Path, folder: Path, elsewhere: Sequence[str]) -> list[str]:
                 faults += [f"{page.name}:{command.line}: $ {command.text}\n{fault}" for fault in wrong]
         elif block.language == "yaml":
             faults.append(f"{place}: a configuration without the name of its file")
+    for command in commands_of_habits(page):
+        if not any(re.match(pattern, command.text) for pattern in elsewhere):
+            faults += [f"{page.name}:{command.line}: $ {command.text}\n{fault}" for fault in _obey(command, 0)[1]]
     return faults
 
 

@@ -99,6 +99,28 @@ def commands(block: Block) -> list[Command]:
     return found
 
 
+def rows_of_habits(page: Path) -> list[tuple[int, str, str]]:
+    """Line, left and right column of the tables that say what is typed elsewhere, and what here."""
+    rows: list[tuple[int, str, str]] = []
+    is_inside = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").split("\n"), start=1):
+        is_inside = line.startswith("|") and (is_inside or line == "| what you type | here |")
+        if is_inside:
+            left, _, right = line.strip("| ").rpartition(" | ")
+            rows.append((number, left, right))
+    return rows
+
+
+def commands_of_habits(page: Path) -> list[Command]:
+    """The commands in the right column of these tables, each once; not of a run that has no name (`RUN`)."""
+    found: dict[str, Command] = {}
+    for line, _, right in rows_of_habits(page):
+        for code in re.findall(r"`((?:[A-Z_]+=\S+ )*flambeau [a-z]+ [^`]+)`", right):
+            if "RUN" not in code.split():
+                found.setdefault(code, Command(code, line, ()))
+    return [*found.values()]
+
+
 def matcher(shown: str, *, exact: bool) -> re.Pattern[str]:
     """What a shown line says, as a pattern: `...` is anything, the width of gaps does not count.
 

@@ -291,6 +291,39 @@ class TestCallbacks:
         crew = Crew(tmp_path, 2, run_that_fails_on_rank_1, tmp_path / "run")
         assert ["failed" in fate.output for fate in crew.fates()] == [True, True]
 
+    def test_a_trainer_s_own_methods_are_hooks_too(self) -> None:
+        """Overridden with super(): the whole run, each step, each validation and each batch of it."""
+        seen: list[str] = []
+
+        class Own(Trainer):
+            def fit(self, **options: Any) -> TrainState:
+                seen.append("before all")
+                state = super().fit(**options)
+                seen.append("after all")
+                return state
+
+            def update(self, batch: Any) -> None:
+                super().update(batch)
+                seen.append(f"step {self.state.step + 1}")
+
+            def validate(self) -> dict[str, float]:
+                seen.append("before validation")
+                scores = super().validate()
+                seen.append(f"after validation: {', '.join(scores)}")
+                return scores
+
+            def evaluation_step(self, model: Any, batch: Any) -> Any:
+                seen.append(f"validation batch {batch.number}")
+                return super().evaluation_step(model, batch)
+
+        make_trainer(kind=Own, val_data=points(), eval_batch_size=10, dry_batch=False).fit()
+        assert seen == [
+            "before all",
+            *("step 1", "step 2", "step 3"),
+            *("before validation", "validation batch 0", "validation batch 1", "after validation: val/loss"),
+            "after all",
+        ]
+
     def test_two_of_one_class_keep_their_states_apart(self, tmp_path: Path) -> None:
         class Counter(Callback):
             def __init__(self, count: int) -> None:
