@@ -44,7 +44,7 @@ class Recorder:
         self._metrics = MetricsFile(folder.metrics_file) if folder else None
         self._timing = MetricsFile(folder.timing_file) if folder else None
         self._tick = Clock(REFRESH_SECONDS)
-        self._log_handler = _write_log(folder) if folder else None
+        self._log_handler = write_log(folder) if folder else None
         self._shown_note = ""
         self._steps_per_epoch: int | None = None
         self._workers = workers
@@ -224,7 +224,8 @@ class Recorder:
         return {"metric": self.monitor, "value": state.best_score, "step": state.best_step}
 
 
-def _write_log(folder: RunFolder) -> logging.Handler:
+def write_log(folder: RunFolder) -> logging.Handler:
+    """From now on what is logged goes to the log.txt of a run, until the handler is taken from the root logger."""
     handler = logging.FileHandler(folder.log_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,9 @@ import torch
 
 from flambeau.config import Config
 from flambeau.config.difference import check_changes, differences
+from flambeau.config.modifications import modifications_of_files
+from flambeau.config.origin import shown
+from flambeau.config.showing import tree
 from flambeau.console import say
 from flambeau.errors import EXIT_DONE, RunFolderError, UsageError
 from flambeau.launch.environment import agent_of_this_process
@@ -27,7 +31,10 @@ from flambeau.runtime.shards import class_name
 from flambeau.runtime.world import World, current_world, leave_world
 from flambeau.training.build import build_trainer
 from flambeau.training.plan import describe_replanning
+from flambeau.training.recorder import write_log
 from flambeau.training.trainer import Trainer
+
+logger = logging.getLogger("flambeau")
 
 
 def start_run(
@@ -171,6 +178,7 @@ class _Run:
         trainer = self.trainer
         trainer.run_dir = folder
         if self.world.is_main:
+            _log_configuration(self.config, folder)
             _introduce(trainer, folder, self.world)
         begun = time.monotonic()
         trainer.fit(resume=resume)
@@ -211,6 +219,24 @@ def device_of(world: World, device: str) -> torch.device:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     return place
+
+
+def _log_configuration(config: Config, folder: RunFolder) -> None:
+    """Write into log.txt what is in force, where each value comes from, and what is other than in the files."""
+    changes = {change.key: change for change in modifications_of_files(config)}
+    lines = [
+        f"  {line.text}  # {line.origin}" + (f", {changes[line.key].note}" if line.key in changes else "")
+        for line in tree(config)
+    ]
+    told = [f"  {change}" for change in changes.values()]
+    handler = write_log(folder)
+    try:
+        logger.info("the configuration %s:\n%s", config.name, "\n".join(lines))
+        if told:
+            logger.info("other than in %s:\n%s", shown(config.sources[-1]), "\n".join(told))
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _introduce(trainer: Trainer, folder: RunFolder, world: World) -> None:
