@@ -233,7 +233,7 @@ class Trainer(Showing):
             try:
                 self._begin(resume, folder)
                 batches = self.recorder.timed(prepare(self, self.batches(self.state.step)), self.state)
-                with profiler(self.settings.profile, folder if self.world.is_main else None) as profile_step:
+                with profiler(self, folder) as profile_step:
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
