@@ -522,10 +522,7 @@ class Trainer(Showing):
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
-        quiet = not self.world.is_main
-        self.recorder = Recorder(
-            own_folder, self.monitor, progress=self.settings.progress, quiet=quiet, workers=self.loader.workers
-        )
+        self.recorder = Recorder.of(self, own_folder)
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
@@ -539,7 +536,7 @@ class Trainer(Showing):
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch, debug=self.settings.debug)
+        self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
         self.model.train()
         for module in self.frozen:
             module.eval()
