@@ -45,12 +45,14 @@ class SampleImages(Callback):
         if not is_sharded_model(trainer.model):
             with torch.no_grad(), evaluation_mode(trainer.model), trainer.precision.autocast():
                 outputs = trainer.model(inputs[: self.count])
-        trainer.log_image("val/inputs", _scaled(inputs[: self.count]))
-        if isinstance(outputs, torch.Tensor) and outputs.shape[1:] == inputs.shape[1:]:
-            trainer.log_image("val/outputs", _scaled(outputs))
-        elif isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
-            classes = ", ".join(str(int(index)) for index in outputs.argmax(dim=1))
-            trainer.log_text("val/predicted", f"predicted classes: {classes}")
+        step = trainer.state.step
+        for tracker in trainer.recorder.trackers:
+            tracker.log_image("val/inputs", _scaled(inputs[: self.count]), step)
+            if isinstance(outputs, torch.Tensor) and outputs.shape[1:] == inputs.shape[1:]:
+                tracker.log_image("val/outputs", _scaled(outputs), step)
+            elif isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
+                classes = ", ".join(str(int(index)) for index in outputs.argmax(dim=1))
+                tracker.log_text("val/predicted", f"predicted classes: {classes}", step)
 
     def state_dict(self) -> dict[str, int]:
         return {"validations": self._validations}
