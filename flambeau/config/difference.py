@@ -27,7 +27,9 @@ HARMLESS = (
 )
 """Settings that change no number of a run."""
 
-WATCHERS = frozenset({"generated_images", "gradients", "history", "notify", "sample_images", "sample_text", "time_limit"})
+WATCHERS = frozenset(
+    {"generated_images", "gradients", "history", "notify", "sample_images", "sample_text", "time_limit"}
+)
 """Callbacks that change no number of a run."""
 
 LENGTH = ("trainer.epochs", "trainer.steps", "trainer.stop_after_epochs")

@@ -147,7 +147,8 @@ class ProfileSettings:
     """Record a torch profiler trace into the run folder."""
 
     start_step: Annotated[int, Ge(0)] = 10
-    """First optimizer step that is recorded, after warm-up."""
+    """First step that is recorded, counted from the start of the process; at the earliest the second, as the step
+    before it warms the profiler up."""
     steps: Annotated[int, Ge(1)] = 10
     """Optimizer steps that are recorded."""
 

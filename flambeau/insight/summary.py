@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ def model_summary(model: nn.Module, inputs: Any = None, depth: int = 3) -> str:
             row_settings=("var_names",),
             verbose=0,
         )
-        return str(found)
+        return re.sub(r"Units\.(\w)\w+", r"\1", str(found))  # it shows the name of the unit where it means the unit
     except Exception as error:  # no reason for a run to end: its own call of the model will say what is wrong
         cause = error.__cause__ or error
         why = f"{type(cause).__name__}: {cause}".split("\n")[0]

@@ -62,8 +62,8 @@ def _advice(trainer: Trainer, during: str) -> list[str]:
     settings, plain = trainer.settings, type(trainer).update is Trainer.update
     lines = []
     if during.startswith(("validation", "evaluation")):
-        now = trainer.loader.eval_batch_size
-        lines.append(f"data.eval_batch_size: fewer samples at a time in evaluation (now {now or 'not set'})")
+        set_to = trainer.loader.eval_batch_size or "not set"
+        lines.append(f"data.eval_batch_size: fewer samples at a time in evaluation (now {set_to})")
     if settings.micro_batch is None and plain and settings.fsdp is None and settings.accumulate == 1:
         lines.append("trainer.micro_batch: auto finds how many samples fit at a time; the result is the same")
     elif plain:

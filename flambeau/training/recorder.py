@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from flambeau.tracking import Tracker
 from flambeau.training.pace import DataWatch, Pace, Smoothed, between
 from flambeau.training.progress import REFRESH_SECONDS, Clock, ProgressBar
 from flambeau.training.state import TrainState
+
+if TYPE_CHECKING:
+    from flambeau.training.trainer import Trainer
 
 logger = logging.getLogger("flambeau")
 
@@ -32,7 +35,14 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: RunFolder | None, monitor: str, *, progress: bool, quiet: bool = False, workers: int = 0
+        self,
+        folder: RunFolder | None,
+        monitor: str,
+        *,
+        progress: bool,
+        quiet: bool = False,
+        workers: int = 0,
+        debug: str | None = None,
     ) -> None:
         self.folder = folder
         self.monitor = monitor
@@ -44,28 +54,35 @@ class Recorder:
         self._metrics = MetricsFile(folder.metrics_file) if folder else None
         self._timing = MetricsFile(folder.timing_file) if folder else None
         self._tick = Clock(REFRESH_SECONDS)
-        self._log_handler = _write_log(folder) if folder else None
+        self._log_handler = write_log(folder) if folder else None
         self._shown_note = ""
         self._steps_per_epoch: int | None = None
-        self._workers = workers
+        self._workers, self._debug = workers, debug
         self._pace, self._smoothed, self._data_watch = Pace(), Smoothed(), DataWatch()
         self._timed = self._ticked = self._pace.read(0, 0)
         self._seconds_of: dict[str, float] = {}
         self._timers, self._stack = Totals(), ExitStack()
 
+    @classmethod
+    def of(cls, trainer: Trainer, folder: RunFolder | None) -> Recorder:
+        """The recorder of a trainer's run; `folder` is None in processes that write no record."""
+        settings, quiet = trainer.settings, not trainer.world.is_main
+        return cls(
+            folder,
+            trainer.monitor,
+            progress=settings.progress,
+            quiet=quiet,
+            workers=trainer.loader.workers,
+            debug=settings.debug,
+        )
+
     def open(
-        self,
-        state: TrainState,
-        total_steps: int,
-        steps_per_epoch: int | None,
-        planned_steps: int | None = None,
-        *,
-        debug: str | None = None,
+        self, state: TrainState, total_steps: int, steps_per_epoch: int | None, planned_steps: int | None = None
     ) -> None:
-        """Begin, or go on from `state`; `debug` is what shortens the run."""
+        """Begin, or go on from `state`."""
         self._steps_per_epoch = steps_per_epoch
         lengths = {"total_steps": total_steps, "planned_steps": planned_steps if planned_steps != total_steps else None}
-        self.status(state="running", **self._progress(state), **lengths, error=None, debug=debug)
+        self.status(state="running", **self._progress(state), **lengths, error=None, debug=self._debug)
         self.bar.start(step=state.step, total=total_steps, steps_per_epoch=steps_per_epoch)
         self._stack.enter_context(collected_by(self._timers))
 
@@ -231,7 +248,8 @@ class Recorder:
         return {"metric": self.monitor, "value": state.best_score, "step": state.best_step}
 
 
-def _write_log(folder: RunFolder) -> logging.Handler:
+def write_log(folder: RunFolder) -> logging.Handler:
+    """From now on what is logged goes to the log.txt of a run, until the handler is taken from the root logger."""
     handler = logging.FileHandler(folder.log_file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

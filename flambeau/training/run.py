@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,10 @@ import torch
 
 from flambeau.config import Config
 from flambeau.config.difference import check_changes, differences
+from flambeau.config.modifications import modifications_of_files
+from flambeau.config.origin import shown
 from flambeau.config.scaling import scaling_of
+from flambeau.config.showing import tree
 from flambeau.console import say
 from flambeau.errors import EXIT_DONE, RunFolderError, UsageError
 from flambeau.launch.environment import agent_of_this_process
@@ -29,7 +33,10 @@ from flambeau.runtime.shards import class_name
 from flambeau.runtime.world import World, current_world, leave_world
 from flambeau.training import snapshot
 from flambeau.training.build import build_trainer
+from flambeau.training.recorder import write_log
 from flambeau.training.trainer import Trainer
+
+logger = logging.getLogger("flambeau")
 
 
 def start_run(
@@ -175,6 +182,7 @@ class _Run:
         trainer.run_dir = folder
         if self.world.is_main:
             scaling = scaling_of(self.config, self.world.size)
+            _log_configuration(self.config, folder)
             _introduce(trainer, folder, self.world, scaling)
         begun = time.monotonic()
         trainer.fit(resume=resume, force=self.force)
@@ -215,6 +223,24 @@ def device_of(world: World, device: str) -> torch.device:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     return place
+
+
+def _log_configuration(config: Config, folder: RunFolder) -> None:
+    """Write into log.txt what is in force, where each value comes from, and what is other than in the files."""
+    changes = {change.key: change for change in modifications_of_files(config)}
+    lines = [
+        f"  {line.text}  # {line.origin}" + (f", {changes[line.key].note}" if line.key in changes else "")
+        for line in tree(config)
+    ]
+    told = [f"  {change}" for change in changes.values()]
+    handler = write_log(folder)
+    try:
+        logger.info("the configuration %s:\n%s", config.name, "\n".join(lines))
+        if told:
+            logger.info("other than in %s:\n%s", shown(config.sources[-1]), "\n".join(told))
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _introduce(trainer: Trainer, folder: RunFolder, world: World, scaling: str | None) -> None:

@@ -270,7 +270,7 @@ class Trainer(Showing):
             try:
                 self._begin(resume, folder)
                 batches = self.recorder.timed(prepare(self, self.batches(self.state.step)), self.state)
-                with profiler(self.settings.profile, folder if self.world.is_main else None) as profile_step:
+                with profiler(self, folder) as profile_step:
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
@@ -567,10 +567,7 @@ class Trainer(Showing):
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
-        quiet = not self.world.is_main
-        self.recorder = Recorder(
-            own_folder, self.monitor, progress=self.settings.progress, quiet=quiet, workers=self.loader.workers
-        )
+        self.recorder = Recorder.of(self, own_folder)
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
@@ -587,8 +584,7 @@ class Trainer(Showing):
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
-        lengths = self.total_steps, self.steps_per_epoch, self.planned_steps
-        self.recorder.open(self.state, *lengths, debug=self.settings.debug)
+        self.recorder.open(self.state, self.total_steps, self.steps_per_epoch, self.planned_steps)
         self.model.train()
         for module in self.frozen:
             module.eval()

@@ -46,12 +46,12 @@ def test_each_value_is_shown_with_its_origin(write: Write, run: Run) -> None:
     """File and line, environment, command line, default: of the engine's settings and of the parts' arguments."""
     write("mine", "base: base\nmodel:\n  width: 2\nmetrics: {top: {name: hits}}\ntrainer: {ema: {decay: 0.5}}\n")
     lines = lines_of(run("mine", "optimizer.lr=3e-4", FLAMBEAU__SEED="7"))
-    assert lines["seed: 7"] == "FLAMBEAU__SEED"
+    assert lines["seed: 7"] == "FLAMBEAU__SEED, was 0"
     assert lines["runs_dir: runs"] == "default"
     assert lines["  name: wide"] == "configs/base.yaml:3"
     assert lines["  width: 2"] == "configs/mine.yaml:3"
     assert lines["  num_classes: 10"] == "default"
-    assert lines["  lr: 0.0003"] == "command line"
+    assert lines["  lr: 0.0003"].startswith("command line, ")
     assert lines["  momentum: 0.0"] == "default"
     assert lines["  workers: 0"] == "default"
     assert lines["    k: 1"] == "default"
@@ -86,7 +86,7 @@ def test_secrets_are_not_shown_and_other_variables_are(write: Write, run: Run) -
     assert lines["  folder: ${env:FOLDER}"] == "configs/mine.yaml:2, now /scratch"
     assert lines["  token: ${env:ANY}"] == "configs/mine.yaml:2"
     assert lines["  note: ${data.token}"] == "configs/mine.yaml:3"
-    assert lines["    api_key: '***'"] == "FLAMBEAU__TRACKING__NOTEBOOK__API_KEY"
+    assert lines["    api_key: '***'"] == "FLAMBEAU__TRACKING__NOTEBOOK__API_KEY, added"
     assert "hunter" not in done.stdout + run("mine", "--json", **environ).stdout
 
 

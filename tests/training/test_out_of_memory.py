@@ -13,6 +13,7 @@ from support.tasks import make_trainer, points
 from torch import Tensor, nn
 
 from flambeau.runtime.world import current_world
+from flambeau.training import memory_report
 
 
 class Greedy(nn.Linear):
@@ -107,6 +108,35 @@ def test_a_disk_that_is_full_hides_nothing(tmp_path: Path) -> None:
 
     error = torch.OutOfMemoryError("out of memory")
     assert fails(Blocked(error, call=2), tmp_path / "run") is error
+
+
+@pytest.mark.parametrize("has_snapshots", [True, False])
+def test_on_an_accelerator_the_summary_and_the_snapshot_are_kept(
+    has_snapshots: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot only where this torch writes one. (Torch's own functions are stood in for: there is no device.)"""
+    monkeypatch.setattr(torch.cuda, "memory_summary", lambda device: f"the memory of {device}")
+    if has_snapshots:
+        monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"a pickle"))
+    else:
+        monkeypatch.delattr(torch.cuda.memory, "_dump_snapshot")
+    memory_report._keep_device_memory(torch.device("cuda:1"), tmp_path / "rank-0")
+    assert (tmp_path / "rank-0.txt").read_text() == "the memory of cuda:1"
+    assert (tmp_path / "rank-0.pickle").exists() is has_snapshots
+
+
+@pytest.mark.gpu
+def test_memory_of_a_real_device_that_runs_out_is_described(tmp_path: Path) -> None:
+    class Huge(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            torch.empty(1 << 50, device=inputs.device)
+            return super().forward(inputs)
+
+    fails(Huge(4, 3).cuda(), tmp_path / "run", device="0")
+    report = json.loads((tmp_path / "run/out-of-memory/rank-0.json").read_text())
+    assert report["memory"]["device_total"] > 0 and report["device"].startswith("cuda")
+    assert "trainer.precision: bf16" in " ".join(report["advice"])
+    assert {path.suffix for path in (tmp_path / "run/out-of-memory").iterdir()} >= {".json", ".txt"}
 
 
 def runs_out(folder: str) -> str:
