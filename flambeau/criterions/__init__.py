@@ -2,6 +2,15 @@
 
 from flambeau.criterions.cross_entropy import CrossEntropy
 from flambeau.criterions.mse import MSE
+from flambeau.criterions.token_cross_entropy import TokenCrossEntropy
 from flambeau.criterions.units import reduction_of, unit_counter, units_of, weigh
 
-__all__ = ["CrossEntropy", "MSE", "reduction_of", "unit_counter", "units_of", "weigh"]
+__all__ = [
+    "CrossEntropy",
+    "MSE",
+    "TokenCrossEntropy",
+    "reduction_of",
+    "unit_counter",
+    "units_of",
+    "weigh",
+]

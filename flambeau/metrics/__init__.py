@@ -3,6 +3,7 @@
 from flambeau.metrics.accuracy import Accuracy, TopKAccuracy
 from flambeau.metrics.base import Metric, RatioMetric
 from flambeau.metrics.foreign import metric_values, prepare_metric
+from flambeau.metrics.language import BitsPerByte, Perplexity
 from flambeau.metrics.regression import MeanAbsoluteError, MeanSquaredError, RootMeanSquaredError
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "MeanAbsoluteError",
     "MeanSquaredError",
     "RootMeanSquaredError",
+    "BitsPerByte",
+    "Perplexity",
     "prepare_metric",
     "metric_values",
 ]
