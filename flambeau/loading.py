@@ -17,7 +17,7 @@ from flambeau.errors import CheckpointError, UsageError
 from flambeau.run_folder import RunFolder, Status, read_metrics
 from flambeau.run_folder.saved_config import load_saved_config
 from flambeau.training import Trainer, snapshot
-from flambeau.training.build import build_trainer
+from flambeau.training.build import Recipes, build_data, build_trainer
 
 
 def load_run(path: str | Path) -> Run:
@@ -69,6 +69,11 @@ class Run:
         found = self.checkpoint(checkpoint, mode=trainer.mode)
         snapshot.load_weights(trainer, found)
         return trainer
+
+    def data(self) -> Any:
+        """The data module of the run, made anew from its configuration."""
+        self.config.project.activate()
+        return build_data(self.config, Recipes.of(self.config))[0]
 
     def model(self, *, checkpoint: str | int = "best", device: str = "cpu") -> nn.Module:
         """The model with the weights of a checkpoint, in evaluation mode."""
