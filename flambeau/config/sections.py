@@ -157,6 +157,10 @@ class TrainerSettings:
     """Shell-style patterns of module names that are not trained and stay in evaluation mode."""
     compile: bool = False
     """Run the model through torch.compile."""
+    activation_checkpointing: bool | list[str] = False
+    """Keep only the inputs of each block, and compute its activations again in the backward pass: less memory for about
+    a third more time, and the same bits. Class names of the blocks (`[Block]`), or true: those that the model's own
+    method `fsdp_blocks()` gives."""
     nan_policy: Literal["stop", "skip"] = "stop"
     """On a loss or gradient that is not finite: stop and name its origin, or skip the update."""
     max_skips: Annotated[int, Ge(1)] = 10

@@ -12,13 +12,11 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from flambeau.checkpoint import CheckpointStore
 from flambeau.checkpoint.reading import Like
@@ -26,6 +24,7 @@ from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import FsdpSettings, TrainerSettings
 from flambeau.distributed.batch_norm import convert
 from flambeau.distributed.deferred import DeferredWeights, allocate, named_tensors
+from flambeau.distributed.recomputing import recompute
 from flambeau.distributed.replicas import copy_from_main, prepare_copy
 from flambeau.errors import UsageError
 from flambeau.runtime.shards import is_sharded, local_part
@@ -44,6 +43,11 @@ def check_sharding(settings: TrainerSettings) -> None:
     fsdp = settings.fsdp
     if fsdp is None:
         return
+    if settings.activation_checkpointing:
+        raise UsageError(
+            "trainer.activation_checkpointing is for a model that is not sharded",
+            remedy="use trainer.fsdp.activation_checkpointing, and trainer.fsdp.blocks",
+        )
     if settings.precision == "fp16" or "fp16" in (fsdp.param_dtype, fsdp.reduce_dtype):
         raise UsageError(
             "trainer.fsdp does not go with fp16, whose gradients would need a scale agreed on by all processes",
@@ -81,13 +85,12 @@ def prepare_blocks(model: nn.Module, settings: FsdpSettings) -> list[nn.Module]:
     for block in blocks:
         if settings.compile_blocks:
             block.compile()
-        if settings.activation_checkpointing and "forward" not in vars(block):
-            # On the instance, so that no name of a parameter changes. A partial is copied together with the module.
-            block.forward = partial(_checkpointed, block.forward)
+    if settings.activation_checkpointing:
+        recompute(blocks)
     return blocks
 
 
-def find_blocks(model: nn.Module, settings: FsdpSettings) -> list[nn.Module]:
+def find_blocks(model: nn.Module, settings: FsdpSettings, key: str = "trainer.fsdp.blocks") -> list[nn.Module]:
     """The modules of the configured classes, or else those that the model itself names; inner ones first.
 
     Raises:
@@ -101,7 +104,7 @@ def find_blocks(model: nn.Module, settings: FsdpSettings) -> list[nn.Module]:
                 near = difflib.get_close_matches(name, classes, n=3, cutoff=0.4)
                 known = near or sorted(classes)
                 raise UsageError(
-                    f"trainer.fsdp.blocks: no module of {type(model).__name__} is of a class '{name}'",
+                    f"{key}: no module of {type(model).__name__} is of a class '{name}'",
                     remedy=f"{'the nearest are' if near else 'its classes are'} {', '.join(known)}",
                 )
         chosen = {id(module) for module in parts if type(module).__name__ in settings.blocks}
@@ -118,6 +121,17 @@ def find_blocks(model: nn.Module, settings: FsdpSettings) -> list[nn.Module]:
                 f"trainer.fsdp: a {type(block).__name__} has no forward pass, and cannot be a block",
                 remedy=f"name what it holds: {', '.join(sorted({type(part).__name__ for part in block.children()}))}",
             )
+    return blocks
+
+
+def _blocks_to_recompute(model: nn.Module, names: bool | Sequence[str]) -> list[nn.Module]:
+    key = "trainer.activation_checkpointing"
+    blocks = find_blocks(model, FsdpSettings(blocks=[] if isinstance(names, bool) else [*names]), key)
+    if not blocks:
+        raise UsageError(
+            f"{key}: {type(model).__name__} does not say what its blocks are",
+            remedy=f"name their class, as in {key}: [Block], or give the model a method fsdp_blocks()",
+        )
     return blocks
 
 
@@ -186,6 +200,8 @@ def prepare_model(
         UsageError: see `check_sharding` and `shard_model`.
     """
     if settings.fsdp is None:
+        if settings.activation_checkpointing:
+            recompute(_blocks_to_recompute(model, settings.activation_checkpointing))
         return prepare_copy(model.to(device), settings, world)
     if is_sharded_model(model):
         return model
@@ -335,7 +351,3 @@ def _check_parameters(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
                 f"trainer.fsdp: the memory of the parameter '{name}' is not in the order of its dimensions",
                 remedy="leave channels_last to the input, or call .contiguous() on the weight",
             )
-
-
-def _checkpointed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-    return checkpoint(forward, *inputs, use_reentrant=False, **named)
