@@ -108,8 +108,8 @@ def test_a_model_that_cannot_be_had_is_told(model: dict[str, Any], message: str)
 def test_a_configuration_trains_on_a_layer_by_name(norm: str, tmp_path: Any, capsys: Any) -> None:
     """The whole way, with two micro-batches."""
     body = "{name: resnet, small_images: true, in_channels: 1}"
-    settings = f"layer: layer1, input_shape: '${{data.input_shape}}', num_classes: '${{data.num_classes}}', norm: {norm}"
-    model = f"model={{name: backbone, model: {body}, {settings}}}"
+    sizes = "input_shape: '${data.input_shape}', num_classes: '${data.num_classes}'"
+    model = f"model={{name: backbone, model: {body}, layer: layer1, norm: {norm}, {sizes}}}"
     options = ["trainer.epochs=null", "trainer.steps=2", "trainer.debug=few_batches", "data.batch_size=4"]
     assert main(["train", "mlp", model, *options, "trainer.accumulate=2", "--run-dir", str(tmp_path / "run")]) == 0
     assert "get no gradient" not in capsys.readouterr().err
