@@ -164,6 +164,7 @@ def _freeze_unused(model: nn.Module, features: Sequence[Tensor]) -> None:
     roots = [feature.sum() for feature in features if feature.requires_grad]
     if not trained or not roots:
         return
-    for parameter, gradient in zip(trained, torch.autograd.grad(roots, trained, allow_unused=True), strict=True):
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(roots, trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)
