@@ -116,7 +116,7 @@ class Text(DataModule):
             )
         return TextWindows(tokens, self.block_size, stride, self.vocabulary)
 
-    def batch_transform(self, batch: Batch) -> Batch:  # type: ignore[override]
+    def batch_transform(self, batch: Batch) -> Batch:
         """Tokens as int64, which embeddings and losses take: on the device, since files hold 1 to 4 bytes a token."""
         widen = torch.Tensor.long
         return batch.replace(inputs=map_tensors(widen, batch.inputs), targets=map_tensors(widen, batch.targets))

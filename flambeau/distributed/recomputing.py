@@ -42,13 +42,15 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _uncounted(block: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch's statistics, and leave the running ones alone."""
+    """Batch norms follow the batch in copies of their running statistics, which saw it in the forward pass."""
     norms = [module for module in block.modules() if isinstance(module, _NormBase) and module.training]
-    tracking = [norm.track_running_stats for norm in norms]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers.update(
+            {name: None if buffer is None else buffer.clone() for name, buffer in norm._buffers.items()}
+        )
     try:
         yield
     finally:
-        for norm, tracks in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracks
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

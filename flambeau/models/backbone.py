@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from flambeau.config.project import find_project
 from flambeau.errors import UsageError
 from flambeau.models.norms import Norm, convert_norms
 from flambeau.registry import load_part, register
@@ -22,7 +23,7 @@ class FeatureExtractor(nn.Module):
 
     Args:
         model: any module; its parameters keep their names, with `model.` before them.
-        layers: dotted names of modules (`layer3`, `blocks.2`), each called once in a forward pass, with a tensor as output.
+        layers: dotted names of modules (`layer3`, `blocks.2`), each called once in a forward pass and giving a tensor.
         sample: inputs to try the model with, a batch of one; it is called in evaluation mode, and nothing changes.
 
     Attributes:
@@ -38,9 +39,9 @@ class FeatureExtractor(nn.Module):
         modules = dict(model.named_modules())
         for layer in layers:
             if not layer or layer not in modules:
+                own = ", ".join(name for name, _ in model.named_children())
                 raise UsageError(
-                    f"{type(model).__name__} has no layer '{layer}'",
-                    remedy=f"its layers are {', '.join(name for name, _ in model.named_children())}, and what is in these",
+                    f"{type(model).__name__} has no layer '{layer}'", remedy=f"it has {own}, and what is in these"
                 )
         self.model = model
         self.layers = tuple(layers)
@@ -80,13 +81,13 @@ class FeatureExtractor(nn.Module):
 class Backbone(nn.Module):
     """A classifier on a layer of another model: images (N, C, H, W) to logits (N, num_classes).
 
-    The layer's output is averaged over the image (or over tokens) and goes through one linear layer, whose size is found
-    out with one image of zeros.
+    The layer's output is averaged over the image (or over tokens) and goes through one linear layer, whose size is
+    found out with one image of zeros.
 
     Args:
         model: the other model, with its name and arguments as in a section of its own:
-            `{name: resnet, depth: 18}`, `{name: torchvision.models.resnet18, weights: null}`, `{name: timm.create_model,
-            model_name: resnet18}`.
+            `{name: resnet, depth: 18}`, `{name: torchvision.models.resnet18}`,
+            `{name: timm.create_model, model_name: resnet18}`.
         layer: dotted name of the module whose output is used: `layer3`, `blocks.2`.
         num_classes: outputs per image.
         input_shape: (C, H, W) of the images.
@@ -127,9 +128,9 @@ def _build(values: Mapping[str, Any]) -> nn.Module:
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise UsageError("model.model has no `name`", remedy="write {name: resnet, depth: 18}")
-    part = load_part("model", name)
+    part = load_part("model", name, find_project().root)
     try:
-        model = part(**arguments)
+        model: Any = part(**arguments)
     except TypeError as error:
         raise UsageError(f"model.model: {name}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -163,6 +164,7 @@ def _freeze_unused(model: nn.Module, features: Sequence[Tensor]) -> None:
     roots = [feature.sum() for feature in features if feature.requires_grad]
     if not trained or not roots:
         return
-    for parameter, gradient in zip(trained, torch.autograd.grad(roots, trained, allow_unused=True), strict=True):
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(roots, trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)

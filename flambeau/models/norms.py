@@ -15,8 +15,8 @@ def convert_norms(model: nn.Module, to: Norm, *, groups: int = 32) -> nn.Module:
     """Replace each batch norm of a model, in place, by a group norm or an instance norm.
 
     Scale and shift stay the same parameters, so an optimizer that has them goes on to step them; running statistics go.
-    Made for small batches (Wu and He, 2018, "Group normalization") and for images whose contrast says nothing (Ulyanov et
-    al., 2016, "Instance normalization").
+    Made for small batches (Wu and He, 2018, "Group normalization") and for images whose contrast says nothing
+    (Ulyanov et al., 2016, "Instance normalization").
 
     Args:
         to: `group`, `instance`, or `batch`, which leaves the model as it is.
