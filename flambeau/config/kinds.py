@@ -5,6 +5,7 @@ from __future__ import annotations
 from flambeau.config.lineage import MODULE, OPTIMIZER
 from flambeau.config.signature import Signature
 from flambeau.registry import FILE_READERS
+from flambeau.registry.load import TRAINER_METHODS
 
 _METHODS = {
     "metric": ("update", "compute", "reset"),
@@ -43,7 +44,8 @@ def fault_of_kind(kind: str, signature: Signature, *, registered: bool) -> str |
     if kind == "trainer":
         names = (signature.target, *signature.ancestors)
         ours = any(name.startswith("flambeau.") and name.endswith(".Trainer") for name in names)
-        return None if ours else "it is not a flambeau Trainer"
+        copied = signature.methods.issuperset(TRAINER_METHODS)  # a trainer may be copied out and owned
+        return None if ours or copied else "it is not a flambeau Trainer"
     if is_optimizer or (is_module and kind != "metric") or top == "torch":
         return f"it is a {'torch.optim.Optimizer' if is_optimizer else 'class of torch'}"
     if kind == "data":

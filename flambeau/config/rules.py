@@ -35,6 +35,7 @@ def cross_field_problems(values: Mapping[str, Any], origins: Mapping[str, Origin
         "lr_reference_batch: 256",
     )
     rules.several_optimizers()
+    rules.turns()
     rules.unread("data.prefetch", "data.workers", lambda workers: not workers, "there are no workers", "workers: 2")
     rules.unread(
         "trainer.max_skips",
@@ -129,6 +130,18 @@ class _Rules:
         for label, own in several.items() if isinstance(several, Mapping) else ():
             yield f"optimizers.{label}.groups", own.get("groups") if isinstance(own, Mapping) else None
         yield "trainer.clip", self.get("trainer.clip")
+
+    def turns(self) -> None:
+        """Turns in which modules train are two or more, and as long as one setting says."""
+        alternate = self.get("trainer.alternate")
+        if not isinstance(alternate, Mapping):
+            return
+        if (alternate.get("every_epochs") is None) == (alternate.get("every_steps") is None):
+            message = "give either `every_epochs` or `every_steps`"
+            self.add("trainer.alternate", "how long a turn is must be said once", message)
+        modules = alternate.get("modules")
+        if isinstance(modules, list) and len(modules) < 2:
+            self.add("trainer.alternate.modules", "there are not two turns", "e.g. [[encoder], [decoder]]")
 
     def several_optimizers(self) -> None:
         """One optimizer or several, each with a label; schedulers by the same labels; a trainer that uses them."""

@@ -163,6 +163,20 @@ class FsdpSettings:
 
 
 @dataclass(kw_only=True)
+class AlternateSettings:
+    """Train modules by turns; those of the other turns rest: no gradient, and evaluation mode."""
+
+    modules: list[list[str]]
+    """For each turn, shell-style patterns of names of its modules; what no turn names trains always."""
+    every_epochs: Annotated[int, Ge(1)] | None = None
+    """Epochs of a turn. Give either `every_epochs` or `every_steps`."""
+    every_steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps of a turn. Give either `every_epochs` or `every_steps`."""
+    restart_schedule: bool = False
+    """Run the learning rate's schedule from its beginning to its end in each turn."""
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """How a run proceeds: the keys of `trainer:` that the engine reads itself."""
 
@@ -216,6 +230,8 @@ class TrainerSettings:
     """Keep and evaluate an exponential moving average of the weights."""
     freeze: list[str] = field(default_factory=list)
     """Shell-style patterns of module names that are not trained and stay in evaluation mode."""
+    alternate: AlternateSettings | None = None
+    """Train modules by turns, by steps or epochs."""
     compile: bool = False
     """Run the model through torch.compile."""
     nan_policy: Literal["stop", "skip"] = "stop"

@@ -151,6 +151,10 @@ def takes_batch(criterion: Any) -> bool:
     return sum(item.default is item.empty for item in by_position) >= 2
 
 
+TRAINER_METHODS = ("fit", "update", "evaluate", "save")
+"""What a class has that is a copy of flambeau's Trainer."""
+
+
 def verify_kind(kind: str, part: Any, target: str) -> None:
     """Refuse an object that cannot be a part of `kind`.
 
@@ -184,7 +188,8 @@ def _fault_of_kind(kind: str, part: Any, home: str) -> str | None:
         return None if is_module else "it is not a torch.nn.Module"
     if kind == "trainer":
         ours = any(base.__name__ == "Trainer" and base.__module__.startswith("flambeau.") for base in part.__mro__)
-        return None if ours else "it is not a flambeau Trainer"
+        copied = all(hasattr(part, method) for method in TRAINER_METHODS)
+        return None if ours or copied else "it is not a flambeau Trainer"
     if kind == "criterion":
         called = any("__call__" in vars(base) for base in part.__mro__) and home.split(".")[0] != "torch"
         return None if is_module or called else "it is neither a torch.nn.Module nor called"

@@ -1,5 +1,5 @@
 """Where scores, images and texts of a run go besides `metrics.jsonl`."""
 
-from flambeau.tracking.base import Tracker
+from flambeau.tracking.base import Tracker, TrackerFactory
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "TrackerFactory"]

@@ -20,8 +20,23 @@ def freeze_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
     Raises:
         UsageError: a pattern matches no module.
     """
+    frozen = find_modules(model, patterns, "trainer.freeze")
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def find_modules(model: nn.Module, patterns: Sequence[str], key: str) -> list[nn.Module]:
+    """The modules whose dotted names match one of the patterns.
+
+    Args:
+        key: of the setting that has the patterns.
+
+    Raises:
+        UsageError: a pattern matches no module.
+    """
     names = dict(model.named_modules())
-    frozen: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module] = {}
     for pattern in patterns:
         matches = {name: module for name, module in names.items() if name and fnmatchcase(name, pattern)}
         if not matches:
@@ -31,8 +46,6 @@ def freeze_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]
                 if near
                 else f"the modules are {', '.join(filter(None, names))}"
             )
-            raise UsageError(f"trainer.freeze: '{pattern}' matches no module of the model", remedy=hint)
-        frozen.update(matches)
-    for module in frozen.values():
-        module.requires_grad_(False)
-    return list(frozen.values())
+            raise UsageError(f"{key}: '{pattern}' matches no module of the model", remedy=hint)
+        found.update(matches)
+    return list(found.values())

@@ -236,6 +236,13 @@ def _plan_of(trainer: Trainer, scheduler: Scheduler, name: str) -> dict[str, Any
     }
 
 
+def with_gradient(steppers: Mapping[str, Stepper], model: nn.Module) -> list[nn.Parameter]:
+    """All parameters that may get a gradient, those of the optimizers first."""
+    trained = (parameter for stepper in steppers.values() for parameter in stepper.parameters)
+    learning = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return list(dict.fromkeys([*trained, *learning]))
+
+
 def _clear(parameters: list[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None

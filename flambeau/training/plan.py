@@ -63,6 +63,12 @@ def end_of_run(settings: TrainerSettings, planned_steps: int, steps_per_epoch: i
     return end
 
 
+def lengths_of_run(settings: TrainerSettings, steps_per_epoch: int | None) -> tuple[int, int]:
+    """The steps that schedules are laid over, and the one that the run ends at."""
+    planned = plan_steps(settings, steps_per_epoch)
+    return planned, end_of_run(settings, planned, steps_per_epoch)
+
+
 def check_splits(settings: TrainerSettings, *, val_data: object, test_data: object) -> None:
     """Say before the run, not at its end, that a setting needs data that are not there.
 

@@ -86,6 +86,6 @@ def _connect(trainer: Trainer, found: Rehearsal | None) -> Shares:
         "broadcast_buffers": "other" in changed.values(),
         "changing": [buffers[name] for name in changed],
     }
-    if trainer.named is not None:
+    if trainer.named is not None or trainer.alternation is not None:
         return HandReplicas(trainer.model, trainer.forward, **common)
     return Replicas(trainer.model, trainer.forward, static_graph=trainer.settings.static_graph, **common)

@@ -32,8 +32,9 @@ from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, isolated, seed_numpy_and_random
 from flambeau.runtime.signals import StopSignals
 from flambeau.runtime.world import World, current_world
-from flambeau.tracking import Tracker
+from flambeau.tracking import Tracker, TrackerFactory
 from flambeau.training import guard, measuring, snapshot
+from flambeau.training.alternation import Alternation, schedule_by_turns
 from flambeau.training.callback import Callback, Hooks, label_callbacks
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
@@ -42,9 +43,9 @@ from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
-from flambeau.training.named_optimizers import make_steppers
+from flambeau.training.named_optimizers import make_steppers, with_gradient
 from flambeau.training.options import apply_options
-from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, end_of_run, global_batch, plan_steps
+from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, global_batch, lengths_of_run
 from flambeau.training.precision import Precision
 from flambeau.training.prepare import prepare
 from flambeau.training.profiling import profiler
@@ -55,9 +56,6 @@ from flambeau.training.running_means import RunningMeans
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
-
-TrackerFactory = Callable[[Path, "int | None"], Sequence[Tracker]]
-"""Makes trackers for a run folder, from the step that a resumed run goes on from."""
 
 
 @register.trainer("default")
@@ -163,10 +161,10 @@ class Trainer:
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
         epoch = self.feeder.steps_per_epoch
-        self.planned_steps = plan_steps(self.settings, epoch)  # what schedules are laid over
-        self.total_steps = end_of_run(self.settings, self.planned_steps, epoch)
+        self.planned_steps, self.total_steps = lengths_of_run(self.settings, epoch)  # of the schedules, of the run
         self.due = Due(self.settings, self.checkpoint, epoch, self.total_steps)
-        self.scheduler, self.weight_decay_scheduler = scheduler, weight_decay_scheduler
+        self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, epoch)
+        self.weight_decay_scheduler = weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
 
         self.run_dir = run_dir
@@ -182,11 +180,10 @@ class Trainer:
         self.requests = Requests(self)
         self.saves = False
 
+        self.alternation = Alternation(self, self.settings.alternate) if self.settings.alternate else None
         self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
         self.stepper = next(iter(self.steppers.values()))
-        trained = (p for stepper in self.steppers.values() for p in stepper.parameters)
-        learning = (p for p in self.model.parameters() if p.requires_grad)
-        self.with_gradient = list(dict.fromkeys([*trained, *learning]))
+        self.with_gradient = with_gradient(self.steppers, self.model)
         self._count_units = unit_counter(criterion) if criterion is not None else None
         self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"
         self._waits_for_loss = self.device.type == "cpu" or self.settings.nan_policy == "skip"
@@ -246,6 +243,8 @@ class Trainer:
                         self._start_epoch()
                         batch = next(batches)
                         self.seed_step()
+                        if self.alternation is not None:
+                            self.alternation.begin_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
                         if self.named is None:
@@ -395,9 +394,7 @@ class Trainer:
     def optimize(
         self, name: str, loss: torch.Tensor, units: int | torch.Tensor | None = None, *, retain_graph: bool = False
     ) -> bool:
-        """One step with one of several optimizers, in an `update` of one's own: backward, clip, schedule, step, record.
-
-        Only that optimizer's parameters get a gradient.
+        """One step with one of several optimizers, in an `update` of one's own: only its parameters get a gradient.
 
         Args:
             name: of the optimizer.
@@ -517,8 +514,9 @@ class Trainer:
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
-        quiet = not self.world.is_main
-        self.recorder = Recorder(own_folder, self.monitor, progress=self.settings.progress, quiet=quiet)
+        self.recorder = Recorder(
+            own_folder, self.monitor, progress=self.settings.progress, quiet=not self.world.is_main
+        )
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
@@ -590,6 +588,8 @@ class Trainer:
     def _close(self) -> None:
         self.feeder.close()
         self.forward, self.replicas = self._plain_forward, None
+        if self.alternation is not None:
+            self.alternation.end()
         if self.team is not None:
             self.team.close()
             self.team = None

@@ -88,7 +88,7 @@ def train_in_float64(_: int) -> tuple[dict[str, torch.Tensor], list[dict[str, An
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}, trainer.recorder.history
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_make_the_images_and_the_weights_of_one(ranks: int) -> None:
     """Noise included, with a last batch of 4, and of 1 sample in a process."""
     expected, history = train_in_float64(0)

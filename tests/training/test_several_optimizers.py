@@ -275,7 +275,7 @@ class Skipping(Rivals):
 
 
 class TestResume:
-    @pytest.mark.parametrize("step", [1, 2, 3, 5])
+    @pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 5))])
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
     def test_a_run_left_after_any_step_ends_with_the_same_bits(self, tmp_path: Path, step: int, precision: str) -> None:
         def run(name: str, *callbacks: Callback, resume: bool = False) -> Path:
@@ -336,7 +336,7 @@ def skipping_in_one_process(_: int) -> tuple[dict[str, torch.Tensor], int]:
 
 
 class TestSeveralProcesses:
-    @pytest.mark.parametrize("ranks", [2, 3])
+    @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
     def test_weights_are_those_of_one_process(self, ranks: int) -> None:
         """20 samples in batches of 8, of which the last has 4; the judge's batch norm is over all processes."""
         expected, history = several_processes({})
