@@ -166,7 +166,6 @@ class Trainer:
         self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, epoch)
         self.weight_decay_scheduler = weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
-
         self.run_dir = run_dir
         self.run_folder: RunFolder | None = None
         self.recorder = Recorder(None, self.monitor, progress=False)
@@ -514,9 +513,8 @@ class Trainer:
     def _begin(self, resume: bool, folder: RunFolder | None) -> None:
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
-        self.recorder = Recorder(
-            own_folder, self.monitor, progress=self.settings.progress, quiet=not self.world.is_main
-        )
+        quiet = not self.world.is_main
+        self.recorder = Recorder(own_folder, self.monitor, progress=self.settings.progress, quiet=quiet)
         self._saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
