@@ -133,6 +133,51 @@ class NamedOptimizers:
         with trainer.precision.paused():
             return self._step(stepper, learning, loss, units, retain_graph=retain_graph)
 
+    def optimize_all(self, loss: torch.Tensor, units: Any) -> None:
+        """One step with each of the optimizers from one loss; all make it, or none where a gradient is not finite."""
+        trainer, steppers = self._trainer, list(self.steppers.values())
+        if self._batch is None:
+            raise UsageError("optimize_all is called by an update, within fit")
+        if any(stepper.scaler is not None for stepper in steppers):
+            raise UsageError(
+                "trainer.precision fp16 does not go with one loss of several optimizers", remedy="take bf16 or fp32"
+            )
+        value = loss.item() if trainer._waits_for_loss else loss.detach()
+        finite = not isinstance(value, float) or math.isfinite(value) or not units
+        if finite:
+            trainer.train_means.add("train/loss", trainer.per_unit(value, units), units)
+        elif trainer._rejects_losses:
+            for stepper in steppers:
+                guard.reject_named_loss(trainer, stepper, self._batch)
+            return
+        learning = [parameter for stepper in steppers for parameter in stepper.parameters if parameter.requires_grad]
+        with torch.autocast(trainer.device.type, enabled=False):
+            self._backward(loss, learning, units)
+            usable = [guard.gradients_are_usable(trainer, stepper) for stepper in steppers]
+            if all(usable):
+                for stepper in steppers:
+                    counts = self.counts[str(stepper.name)]
+                    stepper.step(trainer.state.step - counts.skipped)
+                    counts.stepped, counts.skipped_in_row = True, 0
+            else:  # those that could have made it left it out too
+                for stepper in steppers:
+                    stepper.counts.skip()
+            _clear(learning)
+        torch.clear_autocast_cache()
+
+    def _backward(self, loss: torch.Tensor, learning: list[nn.Parameter], units: Any) -> None:
+        """The gradients of the global batch of these parameters, from one loss."""
+        replicas = self._trainer.replicas
+        assert replicas is None or isinstance(replicas, HandReplicas)
+        inputs: list[torch.Tensor] = list(learning)
+        if replicas is not None:
+            loss = replicas.with_units(replicas.weigh(loss, units))
+            inputs.append(replicas.tally)
+        _clear(learning)
+        loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
+        if replicas is not None:
+            replicas.exchange(learning)
+
     def _step(
         self, stepper: Stepper, learning: list[nn.Parameter], loss: torch.Tensor, units: Any, *, retain_graph: bool
     ) -> bool:

@@ -65,6 +65,12 @@ def end_of_run(settings: TrainerSettings, planned_steps: int, steps_per_epoch: i
     return end
 
 
+def lengths_of_run(settings: TrainerSettings, steps_per_epoch: int | None) -> tuple[int, int]:
+    """The steps that schedules are laid over, and the one that the run ends at."""
+    planned = plan_steps(settings, steps_per_epoch)
+    return planned, end_of_run(settings, planned, steps_per_epoch)
+
+
 def validation_samples(settings: TrainerSettings, loader: LoaderSettings, batch_size: int) -> int | None:
     """The samples that a validation measures, the same at any number of processes; None for all.
 

@@ -54,9 +54,8 @@ from flambeau.training.plan import (
     DEBUG_BATCHES,
     Scheduler,
     check_splits,
-    end_of_run,
     global_batch,
-    plan_steps,
+    lengths_of_run,
     validation_samples,
 )
 from flambeau.training.precision import Precision
@@ -180,14 +179,12 @@ class Trainer(Showing):
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        self.steps_per_epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
-        self.planned_steps = plan_steps(self.settings, self.steps_per_epoch)  # what schedules are laid over
-        self.total_steps = end_of_run(self.settings, self.planned_steps, self.steps_per_epoch)
-        self.due = Due(self.settings, self.checkpoint, self.steps_per_epoch, self.total_steps)
-        self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, self.steps_per_epoch)
+        self.steps_per_epoch = epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
+        self.planned_steps, self.total_steps = lengths_of_run(self.settings, epoch)  # of the schedules, of the run
+        self.due = Due(self.settings, self.checkpoint, epoch, self.total_steps)
+        self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, epoch)
         self.weight_decay_scheduler = weight_decay_scheduler
         self.monitor, self.mode = choose_monitor(self.settings, self.metrics)
-
         self.run_dir = run_dir
         self.run_folder: RunFolder | None = None
         self.recorder = Recorder(None, self.monitor, progress=False)

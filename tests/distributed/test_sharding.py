@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from flambeau import Trainer
-from flambeau.config.sections import EmaSettings, FsdpSettings, TrainerSettings
+from flambeau.config.sections import ClipSettings, EmaSettings, FsdpSettings, TrainerSettings
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import find_blocks, is_sharded_model, prepare_model, twin_of
 from flambeau.errors import UsageError
@@ -453,3 +453,13 @@ def test_one_process_shards_nothing_and_still_computes_activations_again() -> No
         for parameter in model.parameters():
             parameter.zero_()
     assert twin(torch.ones(1, 6)).abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_gradients_in_pieces_are_clipped_in_groups_as_whole_ones_are() -> None:
+    """By norm and by value, each group by itself."""
+    clip = [ClipSettings(pattern="blocks.*", norm=0.02), ClipSettings(pattern="head.*", value=0.001)]
+    expected, _, history = train({"clip": clip})
+    assert max(record.get("train/grad_norm/blocks.*", 0) for record in history) > 0.02
+    for weights, _, _ in together(2, train, {"clip": clip, "fsdp": FsdpSettings()}):
+        assert_close(weights, expected)
