@@ -275,3 +275,24 @@ def test_a_function_of_outputs_and_targets_is_itself_a_criterion() -> None:
     assert takes_batch(dice)
     assert not takes_batch(make_dice)
     assert not takes_batch(type("Dice", (), {}))
+
+
+def test_a_projects_folder_is_not_hidden_by_an_installed_package_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets/` is a usual folder of a project, and a library too; Python by itself would find the library alone."""
+    from flambeau.config.catalog import Catalog
+    from flambeau.config.signature import Signature
+
+    installed, project = tmp_path / "installed", tmp_path / "project"
+    (installed / "hiding_things").mkdir(parents=True)
+    (installed / "hiding_things" / "__init__.py").write_text("raise RuntimeError('not to be imported')")
+    (project / "hiding_things").mkdir(parents=True)
+    source = "from flambeau import register\n\n@register.data('own')\nclass Own:\n    train: int = 3\n"
+    (project / "hiding_things" / "mine.py").write_text(source)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(installed)])
+    found = load_part("data", "own", project)
+    assert found.train == 3
+    assert load_part("data", "hiding_things.mine.Own", project) is found
+    assert isinstance(Catalog(project).signature("hiding_things.mine.Own"), Signature)
+    del sys.modules["hiding_things.mine"]

@@ -168,10 +168,19 @@ class Source:
                 above = self.spec(parent)
                 folders = above.submodule_search_locations if above else None
                 found = importlib.machinery.PathFinder.find_spec(name, list(folders)) if folders else None
+                found = found or self._hidden(name)
             else:
                 found = importlib.machinery.PathFinder.find_spec(name, self.search) or _other_finders(name)
             self._specs[name] = found
         return self._specs[name]
+
+    def _hidden(self, name: str) -> importlib.machinery.ModuleSpec | None:
+        """A project's module in a folder without `__init__.py` that an installed package hides by its name."""
+        for root in self.search[: self.own]:
+            file = Path(root, *name.split(".")).with_suffix(".py")
+            if file.is_file():
+                return importlib.util.spec_from_file_location(name, file)
+        return None
 
     def module(self, name: str) -> Module | None:
         """A module's contents; None if there is none, or none in Python."""

@@ -219,6 +219,13 @@ def datasets_library() -> Any:
         if (error.name or "").partition(".")[0] != "datasets":
             raise
         raise MissingExtraError("datasets", "huggingface") from error
+    if not hasattr(library, "load_dataset"):
+        if getattr(library, "__file__", None) is None:  # a project's folder, which Python takes for a package
+            raise MissingExtraError("datasets", "huggingface")
+        raise UsageError(
+            f"{library.__file__} hides the library of the same name",
+            remedy="leave out the __init__.py of the project's folder datasets/, or give the folder another name",
+        )
     version = str(getattr(library, "__version__", "0"))
     if int(version.partition(".")[0]) < 4:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def load_part(kind: str, name: str, project_root: Path | None = None) -> Any:
         raise UsageError(f"no {kind} is called {name!r}", remedy=suggest_part(kind, name, find_parts(project_root)))
     if reason := refusal(target):
         raise UsageError(f"{kind}: {target} {reason}")
-    found = import_object(target)
+    found = import_object(target, import_roots(project_root.resolve()) if project_root is not None else ())
     verify_kind(kind, found, target)
     return found
 
@@ -113,13 +113,22 @@ def suggest_part(kind: str, name: str, parts: Mapping[tuple[str, str], Part]) ->
     return f"there are: {', '.join(names)}" if names else f"no {kind} is registered; give an import path with a dot"
 
 
-def import_object(target: str) -> Any:
-    """The object at a dotted path: the longest prefix that is a module, then attributes."""
+def import_object(target: str, own: Sequence[Path] = ()) -> Any:
+    """The object at a dotted path: the longest prefix that is a module, then attributes.
+
+    Args:
+        own: folders of the project's modules, see `_hidden_module`.
+    """
     import importlib
     import importlib.util
 
     names = target.split(".")
     top = names[0]
+    if len(names) > 2 and (hidden := _hidden_module(names, own)) is not None:
+        found, rest = hidden
+        for name in rest:
+            found = getattr(found, name)
+        return found
     if top not in sys.modules and importlib.util.find_spec(top) is None:
         if top in EXTRAS:
             raise MissingExtraError(top, EXTRAS[top])
@@ -140,6 +149,45 @@ def import_object(target: str) -> Any:
 
 DATA_ARGUMENTS: Mapping[str, int] = {"criterion": 2, "transform": 1}
 """Kinds whose part may be a function that is itself called with data, and with how many arguments."""
+
+
+def _hidden_module(names: Sequence[str], own: Sequence[Path]) -> tuple[Any, Sequence[str]] | None:
+    """A project's module in a folder without `__init__.py` that an installed package hides, and the names after it.
+
+    A project may have a folder `datasets/`, and the library of that name be installed: Python then finds the library
+    alone, whatever the order of the import path.
+    """
+    import importlib.util
+
+    for root in own:
+        file = next(
+            (
+                (end, path)
+                for end in range(len(names) - 1, 1, -1)
+                if (path := root.joinpath(*names[:end]).with_suffix(".py")).is_file()
+            ),
+            None,
+        )
+        if file is None:
+            continue
+        end, path = file
+        top = sys.modules.get(names[0]) or importlib.util.find_spec(names[0])
+        origin = getattr(top, "__file__", None) or getattr(top, "origin", None)
+        if origin is None or Path(origin).is_relative_to(root):
+            return None  # Python finds the project's own
+        name = ".".join(names[:end])
+        if (loaded := sys.modules.get(name)) is not None and getattr(loaded, "__file__", None) == str(path):
+            return loaded, names[end:]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module, names[end:]
+    return None
 
 
 def takes_batch(criterion: Any) -> bool:

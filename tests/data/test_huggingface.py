@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -197,9 +199,20 @@ def test_code_that_comes_with_a_dataset_is_never_run(
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is fetched."""
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"flambeau\[huggingface\]"):
         HuggingFace("json", inputs="x", files="a.json")
+
+
+def test_a_projects_own_folder_of_that_name_is_not_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a plain folder it is no library that is installed; as a package it hides one."""
+    module = types.ModuleType("datasets")
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(MissingExtraError):
+        datasets_library()
+    module.__file__ = "datasets/__init__.py"
+    with pytest.raises(UsageError, match=r"hides the library.*\n.*another name"):
+        datasets_library()
 
 
 def test_rows_have_a_fingerprint_and_a_limit(file: str, tmp_path: Path) -> None:
