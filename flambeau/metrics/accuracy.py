@@ -45,17 +45,7 @@ class Accuracy(RatioMetric):
 
     def update(self, outputs: Any, targets: Any) -> None:
         outputs, targets = self.select(outputs, targets)
-        if outputs.ndim == targets.ndim + 1:
-            _check_fit(outputs.shape[:1] + outputs.shape[2:], outputs, targets)
-            predicted = outputs.argmax(1) if outputs.shape[1] > 1 else self._decide(outputs[:, 0])
-            right = predicted == targets
-        else:
-            _check_fit(outputs.shape, outputs, targets)
-            right = self._decide(outputs) == targets
-        self._add_right(right, targets)
-
-    def _decide(self, outputs: Tensor) -> Tensor:
-        return outputs > self.threshold if outputs.is_floating_point() else outputs
+        self._add_right(decide(outputs, targets, self.threshold) == targets, targets)
 
     def _add_right(self, right: Tensor, targets: Tensor) -> None:
         if self.ignore_index is None:
@@ -94,6 +84,17 @@ class TopKAccuracy(Accuracy):
         _check_fit(outputs.shape[:1] + outputs.shape[2:], outputs, targets)
         best = outputs.topk(min(self.k, outputs.shape[1]), dim=1, sorted=False).indices
         self._add_right((best == targets.unsqueeze(1)).any(1), targets)
+
+
+def decide(outputs: Tensor, targets: Tensor, threshold: float) -> Tensor:
+    """The prediction for each target, of the targets' shape; what it is follows from the shapes, see `Accuracy`."""
+    if outputs.ndim == targets.ndim + 1:
+        _check_fit(outputs.shape[:1] + outputs.shape[2:], outputs, targets)
+        if outputs.shape[1] > 1:
+            return outputs.argmax(1)
+        outputs = outputs[:, 0]
+    _check_fit(outputs.shape, outputs, targets)
+    return outputs > threshold if outputs.is_floating_point() else outputs
 
 
 def _check_fit(shape: torch.Size, outputs: Tensor, targets: Tensor) -> None:

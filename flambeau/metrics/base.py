@@ -1,4 +1,4 @@
-"""What a metric is, and the form that all built-in ones have: a sum over a count."""
+"""What a metric is, and the form that most built-in ones have: a sum over a count."""
 
 from __future__ import annotations
 
@@ -56,7 +56,22 @@ class Metric:
         raise NotImplementedError
 
 
-class RatioMetric(Metric):
+class MergeableMetric(Metric):
+    """A metric whose states over parts of the data can be put together: `merge_state(state_dict of another part)`.
+
+    Of several processes each then counts its own batches, and their states are merged in the order of the batches.
+    """
+
+    def merge_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add what another metric of this kind has counted, from its `state_dict`; an empty one adds nothing."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.reset()
+        self.merge_state(state)
+
+
+class RatioMetric(MergeableMetric):
     """A sum divided by a count, both exact: int64 and float64, so that no batch size changes the result.
 
     A subclass calls `add` from its `update`. The score of no data at all is nan.
@@ -96,12 +111,11 @@ class RatioMetric(Metric):
             return {}
         return {"sum": self._sum.clone(), "count": torch.as_tensor(self._count).clone()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.reset()
+    def merge_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
-            self._sum = state["sum"].clone()
             count = state["count"]
-            self._count = int(count) if count.device.type == "cpu" else count.clone()
+            on_host = count.device.type == "cpu" and not count.is_floating_point()
+            self.add(state["sum"], int(count) if on_host else count)
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

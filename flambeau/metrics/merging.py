@@ -2,8 +2,8 @@
 
 The batches of an evaluation are numbered, and each process has some of them. Three kinds of metrics:
 
-- ratios (`RatioMetric`): each batch's sum and count are added up in the order of the batches, so that the score has
-  the same bits at any number of processes;
+- built-in ones (`MergeableMetric`): the state of each batch is merged in the order of the batches, so that the score
+  has the same bits at any number of processes;
 - torchmetrics whose states are sums, maxima, minima or lists: their states are merged in the order of the processes;
 - all others: every process gets all outputs and targets, and updates with them in the order of the batches.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flambeau.distributed.messages import gather_state
-from flambeau.metrics.base import RatioMetric
+from flambeau.metrics.base import MergeableMetric
 from flambeau.runtime.world import World
 
 
@@ -30,8 +30,8 @@ class MergedMetrics:
 
     def __init__(self, metrics: Mapping[str, Any], world: World) -> None:
         self._world = world
-        self._ratios = {label: metric for label, metric in metrics.items() if isinstance(metric, RatioMetric)}
-        rest = {label: metric for label, metric in metrics.items() if label not in self._ratios}
+        self._own = {label: metric for label, metric in metrics.items() if isinstance(metric, MergeableMetric)}
+        rest = {label: metric for label, metric in metrics.items() if label not in self._own}
         self._stateful = {label: metric for label, metric in rest.items() if _merges(metric)}
         self._replayed = {label: metric for label, metric in rest.items() if label not in self._stateful}
         for metric in rest.values():
@@ -41,14 +41,14 @@ class MergedMetrics:
 
     def update(self, number: int, outputs: Any, targets: Any) -> None:
         """Take in batch `number` of the evaluation."""
-        ratios = {}
-        for label, metric in self._ratios.items():
+        states = {}
+        for label, metric in self._own.items():
             metric.reset()
             metric.update(outputs, targets)
-            ratios[label] = metric.state_dict()
+            states[label] = metric.state_dict()
         for metric in self._stateful.values():
             metric.update(outputs, targets)
-        self._batches.append((number, ratios, (outputs, targets) if self._replayed else None))
+        self._batches.append((number, states, (outputs, targets) if self._replayed else None))
 
     def merge(self) -> None:
         """Put together what all processes have counted."""
@@ -56,14 +56,12 @@ class MergedMetrics:
         counted = {label: metric.update_count for label, metric in self._stateful.items()}
         of_ranks = gather_state(self._world, [self._batches, states, counted])
         batches = sorted((batch for rank in of_ranks for batch in rank[0]), key=lambda batch: batch[0])
-        for label, ratio in self._ratios.items():
-            device = _device_of(ratio)
-            ratio.reset()
-            for _, ratios, _ in batches:
-                if state := ratios[label]:
-                    count = state["count"]
-                    ratio.add(state["sum"], int(count) if not count.is_floating_point() else count)
-            ratio.to(device)
+        for label, own in self._own.items():
+            device = _device_of(own)
+            own.reset()
+            for _, of_batch, _ in batches:
+                own.merge_state(of_batch[label])
+            own.to(device)
         for label, metric in self._stateful.items():
             _merge_states(metric, [rank[1][label] for rank in of_ranks], sum(rank[2][label] for rank in of_ranks))
         for metric in self._replayed.values():
@@ -71,9 +69,9 @@ class MergedMetrics:
                 metric.update(outputs, targets)
 
 
-def _device_of(metric: RatioMetric) -> torch.device:
-    value = metric.state_dict().get("sum")
-    return value.device if value is not None else torch.device("cpu")
+def _device_of(metric: MergeableMetric) -> torch.device:
+    state = metric.state_dict()
+    return next(iter(state.values())).device if state else torch.device("cpu")
 
 
 def _merges(metric: Any) -> bool:
