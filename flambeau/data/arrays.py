@@ -15,6 +15,7 @@ from annotated_types import Interval
 from flambeau.data.in_memory import ArrayDataset
 from flambeau.data.module import DataModule
 from flambeau.data.splits import split
+from flambeau.data.transforms import standardize_by
 from flambeau.errors import UsageError
 from flambeau.registry import register
 
@@ -35,6 +36,8 @@ class ArrayFiles(DataModule):
         val_fraction: share of the training samples for validation, if `val` is not given.
         test_fraction: likewise for the test.
         stratified: hold out the same share of each class.
+        standardize: give each feature of inputs (N, F) the mean 0 and the standard deviation 1 of the training samples,
+            a batch at a time.
         seed: what the split is a function of.
 
     Files are read without pickle, so an npz file with Python objects is refused.
@@ -46,6 +49,10 @@ class ArrayFiles(DataModule):
     num_features: int
     in_channels: int
     image_size: int
+    target_mean: float
+    """Of the training targets, where they are not whole numbers: for a model's `output_mean`."""
+    target_std: float
+    """Likewise, for a model's `output_scale` and the criterion's `scale`."""
 
     def __init__(
         self,
@@ -58,6 +65,7 @@ class ArrayFiles(DataModule):
         val_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         test_fraction: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
         stratified: bool = False,
+        standardize: bool = False,
         seed: int = 0,
     ) -> None:
         def read(path: Path) -> ArrayDataset:
@@ -82,6 +90,16 @@ class ArrayFiles(DataModule):
             self.num_features = whole.inputs[:1].numel()
             if self.input_shape:
                 self.in_channels, self.image_size = self.input_shape[0], self.input_shape[-1]
+        samples, numbers = self.train.fetch(torch.arange(len(self.train)))
+        if numbers is not None and numbers.is_floating_point():
+            wide = numbers.double().numpy()  # numpy's sums do not depend on the number of threads
+            self.target_mean, self.target_std = float(wide.mean()), float(wide.std())
+        if standardize:
+            if not isinstance(samples, torch.Tensor) or samples.dim() != 2 or not samples.is_floating_point():
+                raise UsageError(
+                    "data.standardize needs inputs of floating-point numbers, one row of features a sample"
+                )
+            self.batch_transform = standardize_by(samples.double().numpy(), samples.dtype)
 
 
 def _dataset(path: Path, inputs: str | Sequence[str], targets: str | None, dtype: torch.dtype) -> ArrayDataset:

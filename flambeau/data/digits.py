@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,9 +11,9 @@ from torch.nn.functional import interpolate
 
 from flambeau.data.in_memory import ArrayDataset
 from flambeau.data.module import DataModule
+from flambeau.data.sklearn_files import read_sklearn_file
 from flambeau.data.splits import split
 from flambeau.data.transforms import RandomShift
-from flambeau.errors import MissingExtraError
 from flambeau.registry import register
 
 _GREATEST = 16.0  # the values are counts of the set pixels in 4x4 blocks of a bitmap
@@ -58,7 +55,7 @@ class Digits(DataModule):
         self.image_size = image_size
         self.input_shape = (1, image_size, image_size)
         self.num_features = image_size * image_size
-        images, labels = _read()
+        images, labels = read_digits()
         if image_size != 8:
             images = interpolate(images, size=(image_size, image_size), mode=interpolation)
         train, val, test = split(len(labels), (val_fraction, test_fraction), seed, labels=labels.numpy())
@@ -72,13 +69,9 @@ class Digits(DataModule):
             self.train_transform = RandomShift(max(1, image_size // 8), fill=-self.mean / self.std)
 
 
-def _read() -> tuple[torch.Tensor, torch.Tensor]:
+def read_digits() -> tuple[torch.Tensor, torch.Tensor]:
     """All images, (1797, 1, 8, 8) in 0..1, and their classes."""
-    spec = find_spec("sklearn")  # only located: its import would take a second
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("scikit-learn, which holds the digits,", "digits")
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    text = gzip.decompress(path.read_bytes()).decode("ascii")
+    text = read_sklearn_file("digits.csv.gz", "the digits")
     table = np.array(text.replace("\n", ",").rstrip(",").split(","), dtype=np.float32).reshape(-1, 65)
     images = torch.from_numpy(table[:, :-1] / _GREATEST).reshape(-1, 1, 8, 8)
     return images, torch.from_numpy(table[:, -1].astype(np.int64))

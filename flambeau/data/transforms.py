@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import pad
 
@@ -48,6 +50,39 @@ class RandomFlip:
         return (image.flip(-1) if torch.rand(()).item() < 0.5 else image), target
 
 
+class RandomFlipWithMask:
+    """Mirror the image of a sample, (C, H, W), and its mask, (H, W), together.
+
+    Left to right half of the time, and upside down half of the time.
+    """
+
+    def __call__(self, sample: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = sample
+        dims = [dim for dim, draw in zip((-1, -2), torch.rand(2).tolist(), strict=True) if draw < 0.5]
+        return image.flip(dims), mask.flip(dims)
+
+
+class Standardize:
+    """Batch transform: numbers (N, F) to (inputs - mean) / std, feature by feature.
+
+    Args:
+        mean, std: of each feature, (F,); on the host.
+
+    Done a batch at a time, so that `flambeau predict` takes a file of numbers as they were measured.
+    """
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        self._of: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {torch.device("cpu"): (mean, std)}
+
+    def __call__(self, batch: Batch) -> Batch:
+        inputs: torch.Tensor = batch.inputs
+        if inputs.device not in self._of:
+            mean, std = self._of[torch.device("cpu")]
+            self._of[inputs.device] = mean.to(inputs.device), std.to(inputs.device)
+        mean, std = self._of[inputs.device]
+        return batch.replace(inputs=(inputs - mean) / std, targets=batch.targets)
+
+
 class NormalizeBytes:
     """Batch transform: bytes (N, C, ...) to float32 with mean 0 and standard deviation 1 in each channel.
 
@@ -76,3 +111,12 @@ class NormalizeBytes:
                 torch.tensor([1 / (255 * value) for value in self.std], device=device).view(shape),
             )
         return self._scales[key]
+
+
+def standardize_by(inputs: npt.NDArray[np.float64], dtype: torch.dtype = torch.float32) -> Standardize:
+    """The batch transform that gives these inputs, (N, F), the mean 0 and the standard deviation 1 in each feature.
+
+    A feature that is always the same becomes 0.
+    """
+    mean, std = inputs.mean(0), inputs.std(0)  # numpy's sums do not depend on the number of threads
+    return Standardize(torch.from_numpy(mean).to(dtype), torch.from_numpy(np.where(std == 0, 1.0, std)).to(dtype))

@@ -73,7 +73,7 @@ def test_digits_need_no_import_of_scikit_learn() -> None:
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of a traceback of an import."""
-    monkeypatch.setattr("flambeau.data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("flambeau.data.sklearn_files.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"flambeau\[digits\]"):
         Digits()
 
@@ -236,3 +236,33 @@ def test_the_data_room_leaves_heavy_packages_alone() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
     assert importlib.util.find_spec("sklearn")
+
+
+class TestArraysOfNumbers:
+    """Tables of one's own: inputs to be standardised, numbers to be predicted."""
+
+    @staticmethod
+    def write(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        rng = np.random.default_rng(0)
+        inputs, targets = rng.normal(7, 3, (50, 4)).astype(np.float32), rng.normal(100, 20, (50, 1)).astype(np.float32)
+        np.savez(folder / "table.npz", inputs=inputs, targets=targets)
+        return inputs, targets
+
+    def test_inputs_are_standardised_if_asked_by_the_training_samples_alone(self, tmp_path: Path) -> None:
+        self.write(tmp_path)
+        data = ArrayFiles(tmp_path / "table.npz", val_fraction=0.3, standardize=True)
+        batch = next(EvalFeeder(data.train, batch_size=50, batch_transform=data.batch_transform).batches())
+        assert batch.inputs.mean(0).abs().max() < 1e-5
+        assert (batch.inputs.std(0, correction=0) - 1).abs().max() < 1e-5
+        assert ArrayFiles(tmp_path / "table.npz").batch_transform is None
+
+    def test_numbers_to_be_predicted_say_how_large_they_are(self, tmp_path: Path) -> None:
+        _, targets = self.write(tmp_path)
+        data = ArrayFiles(tmp_path / "table.npz")
+        assert data.target_mean == pytest.approx(targets.mean(dtype=float))
+        assert data.target_std == pytest.approx(targets.std(dtype=float))
+
+    def test_images_are_not_standardised_feature_by_feature(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "images.npz", inputs=np.zeros((4, 1, 3, 3), np.float32), targets=np.arange(4))
+        with pytest.raises(UsageError, match=r"data\.standardize"):
+            ArrayFiles(tmp_path / "images.npz", standardize=True)
