@@ -69,4 +69,5 @@ class Dice(nn.Module):
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum()
+    """The mean of the values with weight 1; 0 where none has: 0 / 0 would have no gradient to weigh by nothing."""
+    return (values * weights).sum() / weights.sum().clamp_min(1)

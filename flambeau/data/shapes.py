@@ -49,9 +49,9 @@ class Shapes(DataModule):
         train_size: Annotated[int, Ge(1)] = 400,
         val_size: Annotated[int, Ge(0)] = 100,
         test_size: Annotated[int, Ge(0)] = 100,
-        max_shapes: Annotated[int, Ge(1)] = 4,
+        max_shapes: Annotated[int, Ge(1)] = 3,
         num_shapes: Annotated[int, Interval(ge=1, le=3)] = 3,
-        noise: Annotated[float, Ge(0)] = 0.2,
+        noise: Annotated[float, Ge(0)] = 0.1,
         augment: bool = False,
         seed: int = 0,
     ) -> None:
@@ -80,7 +80,7 @@ def _draw(rng: np.random.Generator, size: int, max_shapes: int, num_shapes: int,
     y, x = np.mgrid[:size, :size] + 0.5
     for _ in range(rng.integers(1, max_shapes + 1)):
         kind = int(rng.integers(1, num_shapes + 1))
-        radius = rng.uniform(size / 10, size / 5)
+        radius = rng.uniform(size / 8, size / 4)
         across, down = x - rng.uniform(radius, size - radius), y - rng.uniform(radius, size - radius)
         if kind == 1:
             inside = across**2 + down**2 <= radius**2

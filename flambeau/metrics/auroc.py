@@ -83,9 +83,10 @@ class AUROC(MergeableMetric):
 def _area(scores: Tensor, positive: Tensor) -> Tensor:
     """The area of one class against the rest; nan if either is empty."""
     wide = wide_dtype(scores.device)
-    _, place, count = scores.unique(return_inverse=True, return_counts=True)
+    _, place, count = scores.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     last_rank = count.cumsum(0).to(wide)
     ranks = (last_rank - (count.to(wide) - 1) / 2)[place]  # equal scores share the mean of their ranks
     positives = positive.sum().to(wide)
     negatives = len(scores) - positives
-    return (ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    area: Tensor = (ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    return area

@@ -99,8 +99,7 @@ class ViTAutoencoder(nn.Module):
         side, channels = self.patch_size, images.shape[1]
         patches = F.unfold(images, side, stride=side).transpose(1, 2)  # (N, tokens, C * side * side)
         code = self.encode(self.encoder(self.embed(patches) + self.positions[0]))
-        decoded = self.to_pixels(self.decoder(self.decode(code) + self.positions[1]))
-        # fold would do, but adds up in an order of its own where patches could overlap
+        decoded: Tensor = self.to_pixels(self.decoder(self.decode(code) + self.positions[1]))
         across = self.image_size // side
         grid = decoded.view(-1, across, across, channels, side, side)
         return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, self.image_size, self.image_size)

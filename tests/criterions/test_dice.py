@@ -103,3 +103,14 @@ def test_mse_in_a_unit_of_its_own() -> None:
     torch.testing.assert_close(MSE(scale=3.0)(outputs, targets), MSE()(outputs, targets) / 9)
     assert torch.equal(MSE()(outputs, targets), nn.MSELoss()(outputs, targets))
     assert MSE(scale=300.0)(torch.full((4, 1), 600.0).half(), torch.zeros(4, 1).half()) == 4
+
+
+def test_a_batch_of_nothing_that_counts_costs_nothing_and_has_no_gradient() -> None:
+    """Its share in an accumulated step is 0, and not 0 / 0."""
+    logits, targets = images()
+    logits.requires_grad_()
+    criterion = Dice(ignore_index=255)
+    loss, _ = criterion(logits, torch.full_like(targets, 255))
+    loss.backward()
+    assert loss == 0 and int(criterion.units(torch.full_like(targets, 255))) == 0
+    assert (logits.grad == 0).all()
