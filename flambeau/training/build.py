@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
+from flambeau.config.data_values import data_values, with_data_values
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.config.slots import SLOTS
 from flambeau.distributed.deferred import build_on_meta
@@ -21,7 +22,7 @@ from flambeau.errors import UsageError
 from flambeau.optim import build_optimizer
 from flambeau.registry import load_part, takes_batch
 from flambeau.runtime.devices import resolve_device
-from flambeau.runtime.seeds import derive, seed_all
+from flambeau.runtime.seeds import derive, isolated, seed_all
 from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
 from flambeau.training.freeze import freeze_modules
@@ -134,10 +135,10 @@ def build_data(config: Config, recipes: Recipes) -> tuple[Any, Config]:
     return data, replace(config, values=config.with_data(data))
 
 
-def build_model(config: Config, recipes: Recipes) -> nn.Module:
+def build_model(config: Config, recipe: Recipe) -> nn.Module:
     """The model, on the CPU, its weights initialised from the configuration's seed."""
     seed_all(derive(_seed(config), "model"))
-    model = recipes.model.build()
+    model = recipe.build()
     if not isinstance(model, nn.Module):
         name = config.values["model"]["name"]
         raise UsageError(f"model: {name} gives a {type(model).__name__}, not an nn.Module")
@@ -157,12 +158,13 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     recipes.check()
     place = resolve_device(device)
 
-    data, config = build_data(config, recipes)
+    data, filled = build_data(config, recipes)
+    taken, config = data_values(config, filled), filled
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
     check_sharding(settings)
     world = current_world()
-    build, weights = partial(build_model, config, recipes), None
+    build, weights = partial(build_model, config, recipes.model), None
     if settings.fsdp is not None and settings.fsdp.meta_init and world.size > 1:
         model, weights = build_on_meta(build)
     else:
@@ -175,7 +177,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     seed_all(derive(_seed(config), "parts"))
     optimizer = recipes.optimizer
 
-    return recipes.trainer.build(  # type: ignore[no-any-return]
+    trainer: Trainer = recipes.trainer.build(
         model=model,
         train_data=data.train,
         val_data=data.val,
@@ -201,6 +203,29 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         loader=to_settings(LoaderSettings, _settings(config, "data")),
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
     )
+    trainer.data_values = taken
+    return trainer
+
+
+def rebuild_model(config: Config, values: Mapping[str, Any]) -> nn.Module:
+    """The model of a run that lies on disk, on the CPU, its weights not yet those of the run.
+
+    Nothing else of the run is built or imported; the data only if `values` lack what the model took from it.
+
+    Args:
+        values: what the run's configuration took from its data, by dotted key.
+    """
+    config.project.activate()
+    filled = with_data_values(config, values, "model")
+    if filled is None:
+        recipes = Recipes.of(config)
+        recipes.check()
+        _, filled = build_data(config, recipes)
+    with isolated(_seed(config)):
+        model = build_model(filled, _recipe(filled, "model"))
+    if filled.section("trainer").get("precision") == "fp64":
+        model.double()
+    return model
 
 
 def _recipe(config: Config, section: str) -> Recipe:

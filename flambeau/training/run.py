@@ -101,6 +101,7 @@ class _Run:
         self.stack.enter_context(folder.lock())
         hardware = describe_hardware(self.trainer.device)
         folder.write_start(self.config.to_yaml(), self.command, hardware, project=self.config.project.root)
+        folder.write_data_values(self.trainer.data_values)
         return folder
 
     def take_up(
@@ -142,6 +143,7 @@ class _Run:
             config_yaml=self.config.to_yaml() if changed else None,
             project=self.config.project.root,
         )
+        folder.write_data_values(self.trainer.data_values)
         return folder
 
     def train(self, open_folder: Callable[[], RunFolder]) -> int:

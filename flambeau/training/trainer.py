@@ -151,6 +151,7 @@ class Trainer:
             rank=self.world.rank,
             ranks=self.world.size,
         )
+        self.data_values: dict[str, Any] = {}  # what the configuration took from the data, for the run's record
         check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
