@@ -110,6 +110,19 @@ class FsdpSettings:
 
 
 @dataclass(kw_only=True)
+class UnfreezeSettings:
+    """When something frozen begins to be trained. Give either `after_epochs` or `after_steps`."""
+
+    pattern: str
+    """Shell-style pattern of names of modules or parameters that `trainer.freeze` or `trainer.freeze_parameters` hold
+    still; of a module, all that is in it."""
+    after_epochs: Annotated[int, Ge(1)] | None = None
+    """Passes over the training samples during which it stays frozen."""
+    after_steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps during which it stays frozen."""
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """How a run proceeds: the keys of `trainer:` that the engine reads itself."""
 
@@ -155,6 +168,10 @@ class TrainerSettings:
     """Keep and evaluate an exponential moving average of the weights."""
     freeze: list[str] = field(default_factory=list)
     """Shell-style patterns of module names that are not trained and stay in evaluation mode."""
+    freeze_parameters: list[str] = field(default_factory=list)
+    """Shell-style patterns of parameter names that are not trained; their modules' mode stays as it is."""
+    unfreeze: list[UnfreezeSettings] = field(default_factory=list)
+    """What is frozen at first only, and until when."""
     compile: bool = False
     """Run the model through torch.compile."""
     nan_policy: Literal["stop", "skip"] = "stop"

@@ -25,7 +25,7 @@ from flambeau.runtime.devices import resolve_device
 from flambeau.runtime.seeds import derive, isolated, seed_all
 from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
-from flambeau.training.freeze import freeze_modules
+from flambeau.training.freeze import Freezing
 from flambeau.training.trainer import Trainer
 
 SETTINGS = {"data": LoaderSettings, "optimizer": OptimizerSettings, "trainer": TrainerSettings}
@@ -171,7 +171,7 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         model = build()
     if settings.precision == "fp64":
         model.double()
-    freeze_modules(model, settings.freeze)
+    Freezing(model, settings)
     # Before the optimizer is made of its parameters: to shard a model gives it others.
     model = prepare_model(model, settings, world, place, weights)
     seed_all(derive(_seed(config), "parts"))

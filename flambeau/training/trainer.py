@@ -39,13 +39,13 @@ from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
-from flambeau.training.freeze import freeze_modules
+from flambeau.training.freeze import Freezing
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.options import apply_options
 from flambeau.training.plan import DEBUG_BATCHES, check_splits, make_schedule, plan_steps
 from flambeau.training.precision import Precision
-from flambeau.training.prepare import prepare
+from flambeau.training.prepare import prepare, thaw
 from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
@@ -121,7 +121,7 @@ class Trainer:
         self.precision = Precision(self.settings.precision, self.device)
         self.precision.cast_model(model)
         self.model = prepare_model(model, self.settings, self.world, self.device)
-        self.frozen = freeze_modules(self.model, self.settings.freeze)
+        Freezing(self.model, self.settings)  # before an optimizer is made: it has nothing of what is frozen for good
         if isinstance(criterion, nn.Module):  # it may hold class weights
             self.precision.cast_model(criterion.to(self.device))
         self.criterion = criterion
@@ -151,6 +151,7 @@ class Trainer:
             rank=self.world.rank,
             ranks=self.world.size,
         )
+        self.freezing = Freezing(self.model, self.settings, self.feeder.steps_per_epoch)
         self.data_values: dict[str, Any] = {}  # what the configuration took from the data, for the run's record
         check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
         self.accumulate_found: int | None = None
@@ -233,6 +234,8 @@ class Trainer:
                     while not self.finished():
                         self._start_epoch()
                         batch = next(batches)
+                        if self.freezing.due(self.state.step):
+                            thaw(self, batch)
                         self.seed_step()
                         if self.replicas is not None:
                             self.replicas.begin(batch)
@@ -530,9 +533,7 @@ class Trainer:
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
         self.recorder.open(self.state, self.total_steps, self.feeder.steps_per_epoch)
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
+        self.freezing.at(self.state.step)
         for hook in self.hooks.fit_start:
             hook(self)
 
