@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flambeau.loading import Run, load_model, load_run
     from flambeau.metrics import Metric
     from flambeau.optim import Schedule
+    from flambeau.pretrained import load_pretrained
     from flambeau.tracking import Tracker
     from flambeau.training import Callback, Trainer
 
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "load_run",
     "load_model",
+    "load_pretrained",
     "__version__",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "Run": "flambeau.loading",
     "load_run": "flambeau.loading",
     "load_model": "flambeau.loading",
+    "load_pretrained": "flambeau.pretrained",
 }
 
 

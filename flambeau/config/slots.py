@@ -31,6 +31,8 @@ class Slot:
     """Whether a configuration must have the section."""
     lists_names: bool = False
     """Whether a list of names may stand for the mapping (`tracking: [tensorboard]`)."""
+    repeats: bool = False
+    """Whether there may be several mappings of the settings, in a list or by label, in place of one."""
 
 
 SLOTS: Mapping[str, Slot] = {
@@ -44,6 +46,7 @@ SLOTS: Mapping[str, Slot] = {
             required=True,
         ),
         Slot("model", "model", required=True),
+        Slot("pretrained", None, settings=f"{_SETTINGS}.PretrainedSettings", repeats=True),
         Slot("criterion", "criterion", required=True),
         Slot(
             "optimizer",

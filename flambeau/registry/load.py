@@ -12,6 +12,7 @@ from flambeau.registry.names import register
 from flambeau.registry.scan import Part, find_parts, import_roots
 
 EXTRAS: Mapping[str, str] = {
+    "huggingface_hub": "hub",
     "sklearn": "digits",
     "tensorboard": "tensorboard",
     "torchmetrics": "metrics",

@@ -31,6 +31,7 @@ class RunFolder:
         self.environment_file = path / "environment.json"
         self.patch_file = path / "code.patch"
         self.data_file = path / "data.json"
+        self.pretrained_file = path / "pretrained.json"
         self.log_file = path / "log.txt"
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
@@ -187,6 +188,10 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}
+
+    def write_pretrained(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Write where the weights came from that the run has started with."""
+        write_atomically(self.pretrained_file, json.dumps(list(sources), indent=2, ensure_ascii=False) + "\n")
 
     def _write_command(self, command: Sequence[str]) -> None:
         from flambeau.run_folder.environment import command_block

@@ -14,8 +14,15 @@ from torch import nn
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
 from flambeau.config.data_values import data_values, with_data_values
-from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
+from flambeau.config.sections import (
+    CheckpointSettings,
+    LoaderSettings,
+    OptimizerSettings,
+    PretrainedSettings,
+    TrainerSettings,
+)
 from flambeau.config.slots import SLOTS
+from flambeau.config.start_points import start_points
 from flambeau.distributed.deferred import build_on_meta
 from flambeau.distributed.sharding import check_sharding, prepare_model
 from flambeau.errors import UsageError
@@ -26,6 +33,7 @@ from flambeau.runtime.seeds import derive, isolated, seed_all
 from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
 from flambeau.training.freeze import Freezing
+from flambeau.training.start import StartPoints
 from flambeau.training.trainer import Trainer
 
 SETTINGS = {"data": LoaderSettings, "optimizer": OptimizerSettings, "trainer": TrainerSettings}
@@ -202,6 +210,10 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         settings=settings,
         loader=to_settings(LoaderSettings, _settings(config, "data")),
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
+        start_points=StartPoints(
+            [to_settings(PretrainedSettings, part) for _, part in start_points(config.values.get("pretrained"))],
+            config.project.root,
+        ),
     )
     trainer.data_values = taken
     return trainer

@@ -49,6 +49,7 @@ def start_run(
             return run.take_up(found)
         if resume and run_dir is not None and (run_dir / "status.json").is_file():
             return run.take_up(RunFolder.open(run_dir), saved=True)
+        run.trainer.start_points.plan(run.trainer)
         return run.begin(RunFolder.create(runs_dir, config.name, path=run_dir, agents=run.agents))
 
     return run.train(open_folder)

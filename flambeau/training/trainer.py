@@ -50,6 +50,7 @@ from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.running_means import RunningMeans
+from flambeau.training.start import StartPoints
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
@@ -81,6 +82,8 @@ class Trainer:
         device: `auto`, `cpu`, `0`, `cuda:1` ...
         world: the processes that train together; default: those that a launcher started.
         settings, loader, checkpoint: all other settings, see `flambeau.config.sections`.
+        start_points: weights that a new run begins with; a resumed one does not need them. To fill a model at once, call
+            `flambeau.load_pretrained`.
         **options: single settings by name: `epochs=3, batch_size=64, precision="bf16"`.
 
     Example:
@@ -112,6 +115,7 @@ class Trainer:
         settings: TrainerSettings | None = None,
         loader: LoaderSettings | None = None,
         checkpoint: CheckpointSettings | None = None,
+        start_points: StartPoints | None = None,
         **options: Any,
     ) -> None:
         self.settings, self.loader, self.checkpoint = apply_options(settings, loader, checkpoint, options)
@@ -153,6 +157,7 @@ class Trainer:
         )
         self.freezing = Freezing(self.model, self.settings, self.feeder.steps_per_epoch)
         self.data_values: dict[str, Any] = {}  # what the configuration took from the data, for the run's record
+        self.start_points = start_points if start_points is not None else StartPoints()
         check_micro_batch(self.settings, own_update=type(self).update is not Trainer.update)
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
@@ -527,6 +532,7 @@ class Trainer:
             if resume:
                 newest = snapshot.chosen(self, self.store.newest)
                 self.recorder.rewind(snapshot.restore(self, newest) if newest is not None else 0)
+        self.start_points.load(self)
         if callable(self.trackers):
             resume_step = (self.state.step and self.state.step + 1) if resume else None
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
