@@ -17,6 +17,7 @@ from flambeau.errors import UsageError
 from flambeau.pretrained.matching import Report, check_missing, match
 from flambeau.pretrained.sources import open_weights
 from flambeau.pretrained.weights import Stored, Weights
+from flambeau.runtime.shards import is_sharded
 
 
 def load_pretrained(
@@ -50,8 +51,14 @@ def load_pretrained(
         path=str(path), checkpoint=checkpoint, weights=weights, key=key, map=dict(map or {}), into=into,
         include=list(include), exclude=list(exclude), strict=strict,
     )  # fmt: skip
+    tensors = tensors_of(model)
+    if any(is_sharded(tensor) for tensor in tensors.values()):
+        raise UsageError(
+            "the model lies in pieces over several processes, and one call cannot fill it",
+            remedy="fill it before it is sharded, or give the start point to the trainer: start_points=",
+        )
     start = Start.plan(model, [settings])
-    for target, value in start.values(tensors_of(model)):
+    for target, value in start.values(tensors):
         with torch.no_grad():
             target.copy_(value)
     return start.reports[0]

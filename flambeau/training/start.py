@@ -58,7 +58,8 @@ class StartPoints:
             assert self._planned is not None
             return self._planned.names
 
-        names = lead(trainer.world, planned)
+        with trainer.paused():  # the hub may be slow
+            names = lead(trainer.world, planned)
         tensors = tensors_of(trainer.model)
         targets = [tensors[name] for name in names]
         for target, value in zip(targets, self._values(targets, trainer), strict=True):

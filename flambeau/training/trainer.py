@@ -82,8 +82,8 @@ class Trainer:
         device: `auto`, `cpu`, `0`, `cuda:1` ...
         world: the processes that train together; default: those that a launcher started.
         settings, loader, checkpoint: all other settings, see `flambeau.config.sections`.
-        start_points: weights that a new run begins with; a resumed one does not need them. To fill a model at once, call
-            `flambeau.load_pretrained`.
+        start_points: weights that a new run begins with; a resumed one does not need them. To fill a model at once,
+            call `flambeau.load_pretrained`.
         **options: single settings by name: `epochs=3, batch_size=64, precision="bf16"`.
 
     Example:
