@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flambeau.loading import Run, load_model, load_run, load_runs
     from flambeau.metrics import Metric
     from flambeau.optim import Schedule
+    from flambeau.pretrained import load_pretrained
     from flambeau.tracking import Tracker
     from flambeau.training import Callback, Trainer
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "load_model",
+    "load_pretrained",
     "__version__",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "load_run": "flambeau.loading",
     "load_runs": "flambeau.loading",
     "load_model": "flambeau.loading",
+    "load_pretrained": "flambeau.pretrained",
 }
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from flambeau.checkpoint import Checkpoint, CheckpointStore
+from flambeau.checkpoint.of_run import checkpoint_of_run, judged_part
 from flambeau.checkpoint.publish import published
+from flambeau.checkpoint.retention import Mode
 from flambeau.checkpoint.store import name_of
 from flambeau.config import Config
 from flambeau.config.sections import CheckpointSettings
@@ -20,8 +23,9 @@ from flambeau.errors import CheckpointError, MissingExtraError, UsageError
 from flambeau.run_folder import RunFolder, State, Status, find_runs, read_metrics
 from flambeau.run_folder.saved_config import load_saved_config
 from flambeau.run_folder.status import state_now
+from flambeau.runtime.devices import resolve_device
 from flambeau.training import Trainer, snapshot
-from flambeau.training.build import Recipes, build_data, build_trainer
+from flambeau.training.build import Recipes, build_data, build_trainer, rebuild_model
 
 if TYPE_CHECKING:
     import pandas
@@ -148,25 +152,34 @@ class Run:
         self.config.project.activate()
         return build_data(self.config, Recipes.of(self.config))[0]
 
-    def model(self, *, checkpoint: str | int = "best", device: str = "cpu") -> nn.Module:
-        """The model with the weights of a checkpoint, in evaluation mode."""
-        return self.trainer(checkpoint=checkpoint, device=device).model.eval()
+    def model(self, *, checkpoint: str | int = "best", device: str | torch.device = "cpu") -> nn.Module:
+        """The model with the weights of a checkpoint, in evaluation mode on `device`; nothing else of the run is built.
 
-    def checkpoint(self, which: str | int = "best", *, mode: Any = "max") -> Checkpoint:
+        The weights are their average where the monitored score is of that, as for `flambeau evaluate`.
+
+        Args:
+            checkpoint: `best`, `last` or a step.
+        """
+        found = self.checkpoint(checkpoint)
+        part = judged_part(self.folder, (self.config.values.get("trainer") or {}).get("monitor"))
+        model = rebuild_model(self.config, self.folder.read_data_values())
+        weights = found.load(part)[part]
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {found.path} do not fit the model: {error}") from error
+        return model.to(resolve_device(str(device))).eval()
+
+    def checkpoint(self, which: str | int = "best", *, mode: Mode | None = None) -> Checkpoint:
         """A verified checkpoint: `best` (the newest, if no score was monitored), `last` or a step.
+
+        Args:
+            mode: whether the highest or the lowest score is best; default: what the run itself took for its best.
 
         Raises:
             CheckpointError: there is none.
         """
-        store = self._store(mode)
-        if isinstance(which, int) or which.isdigit():
-            return store.at(int(which))
-        if which not in ("best", "last"):
-            raise UsageError(f"'{which}' is no checkpoint", remedy="use best, last or a step")
-        found = (store.best() if which == "best" else None) or store.newest()
-        if found is None:
-            raise CheckpointError(f"{self.path} has no whole checkpoint")
-        return found
+        return checkpoint_of_run(self.folder, which, mode=mode, warn=_warn)
 
     def _store(self, mode: Any) -> CheckpointStore:
         return CheckpointStore(self.folder.checkpoints, settings=CheckpointSettings(), mode=mode, warn=_warn)

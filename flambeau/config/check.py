@@ -13,6 +13,7 @@ from flambeau.config.rules import cross_field_problems
 from flambeau.config.signature import Signature
 from flambeau.config.slots import SLOTS, TOP_LEVEL, Slot
 from flambeau.config.source import Missing
+from flambeau.config.start_points import faults_of_start_point, start_points
 from flambeau.config.types import Fault, Type, find_faults, takes_function, written
 from flambeau.errors import Problem
 from flambeau.registry import INSTALLS, fault_of_function, refusal, suggest_part
@@ -68,6 +69,8 @@ class _Check:
         elif slot.form == "many":
             for label, arguments in self._labelled(slot, section):
                 self._check_part(slot, f"{slot.section}.{label}", slot.part_under(label), arguments)
+        elif slot.repeats:
+            self._check_repeated(slot, section)
         elif not isinstance(section, Mapping):
             shape = f"{{name: {section}}}" if isinstance(section, str) else "a mapping"
             self._add(slot.section, f"expected a mapping, not {written(section)}", f"write {shape}")
@@ -75,6 +78,20 @@ class _Check:
             self._check_keys(slot.section, section, self.catalog.settings(slot), slot.section, False)
         else:
             self._check_part(slot, slot.section, slot.default, section)
+
+    def _check_repeated(self, slot: Slot, section: Any) -> None:
+        settings = self.catalog.settings(slot)
+        if not isinstance(section, Mapping | list):
+            self._add(slot.section, f"expected a mapping, not {written(section)}", f"write {{path: {section}}}")
+            return
+        for key, part in start_points(section):
+            if not isinstance(part, Mapping):
+                self._add(key, f"expected a mapping, not {written(part)}", "write {path: ...}")
+                continue
+            self._check_keys(key, part, settings, slot.section, False)
+            if "path" not in part and not any(did_you_mean(str(own), ["path"]) for own in part):
+                self._add(key, "`path` is missing", "give a run folder, a file of weights, hf://... or timm://...")
+            self._add_faults(faults_of_start_point(part), key)
 
     def _labelled(self, slot: Slot, section: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Labels and arguments of a section of many parts."""
@@ -221,7 +238,8 @@ class _Check:
                     add(settings, f"{place}.{name}")
 
         for slot in SLOTS.values():
-            add(self.catalog.settings(slot), slot.section)
+            if not slot.repeats or slot.section in self.values:
+                add(self.catalog.settings(slot), slot.section)
             section = self.values.get(slot.section)
             if slot.form == "one" and slot.kind is not None and isinstance(section, Mapping):
                 name = section.get("name")

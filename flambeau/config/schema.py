@@ -43,6 +43,10 @@ def json_schema(project: Project) -> dict[str, Any]:
 
 def _section_schema(slot: Slot, catalog: Catalog) -> dict[str, Any]:
     settings = catalog.settings(slot)
+    if slot.repeats:
+        part = _closed(settings)
+        labelled = {"type": "object", "additionalProperties": {"anyOf": [part, {"type": "null"}]}}
+        return {"anyOf": [part, {"type": "array", "items": part}, labelled, {"type": "null"}]}
     if slot.kind is None:
         return {"anyOf": [_closed(settings), {"type": "null"}]}
     choices = {name: _part_schema(slot, name, settings, catalog) for name in _names(slot.kind, catalog)}

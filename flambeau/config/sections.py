@@ -201,6 +201,19 @@ class AlternateSettings:
 
 
 @dataclass(kw_only=True)
+class UnfreezeSettings:
+    """When something frozen begins to be trained. Give either `after_epochs` or `after_steps`."""
+
+    pattern: str
+    """Shell-style pattern of names of modules or parameters that `trainer.freeze` or `trainer.freeze_parameters` hold
+    still; of a module, all that is in it."""
+    after_epochs: Annotated[int, Ge(1)] | None = None
+    """Passes over the training samples during which it stays frozen."""
+    after_steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps during which it stays frozen."""
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """How a run proceeds: the keys of `trainer:` that the engine reads itself."""
 
@@ -264,6 +277,10 @@ class TrainerSettings:
     """Keep and evaluate an exponential moving average of the weights."""
     freeze: list[str] = field(default_factory=list)
     """Shell-style patterns of module names that are not trained and stay in evaluation mode."""
+    freeze_parameters: list[str] = field(default_factory=list)
+    """Shell-style patterns of parameter names that are not trained; their modules' mode stays as it is."""
+    unfreeze: list[UnfreezeSettings] = field(default_factory=list)
+    """What is frozen at first only, and until when."""
     alternate: AlternateSettings | None = None
     """Train modules by turns, by steps or epochs."""
     compile: bool = False
@@ -312,3 +329,29 @@ class CheckpointSettings:
     """The best checkpoints that are kept, by `trainer.monitor`."""
     keep_every_steps: Annotated[int, Ge(1)] | None = None
     """Checkpoints whose step is a multiple of this are kept for good."""
+
+
+@dataclass(kw_only=True)
+class PretrainedSettings:
+    """Weights that a new run starts with, for a part of the model or all of it: the section `pretrained:`."""
+
+    path: str
+    """A run folder, a checkpoint, a `.safetensors` file (or its `.index.json`, or the folder of either), a torch file
+    of tensors (`.pt`, `.pth`, `.bin`, `.ckpt`), `hf://org/name[@revision][/file]` or `timm://name`."""
+    checkpoint: Literal["best", "last"] | Annotated[int, Ge(0)] | None = None
+    """Which checkpoint of a run: `best` (the default), `last` or a step."""
+    weights: Literal["auto", "model", "ema"] = "auto"
+    """Of a run or checkpoint: the weights themselves or their average; `auto` takes what the monitored score is of."""
+    key: str | None = None
+    """Which entry of a torch file that holds several holds the weights (`model_ema`)."""
+    map: dict[str, str | None] = field(default_factory=dict)
+    """Beginnings of the source's names, and what stands in their place in the model; a key that begins with `^` is a
+    regular expression, whose groups the replacement may use (`\\1`). The first that fits a name is taken."""
+    into: str | None = None
+    """The module of the model that is filled; names are those within it."""
+    include: list[str] = field(default_factory=list)
+    """Shell-style patterns of the model's names (modules or tensors) that are filled; default: all."""
+    exclude: list[str] = field(default_factory=list)
+    """Shell-style patterns of the model's names (modules or tensors) that stay as they are initialised."""
+    strict: bool = True
+    """Refuse names that only one side has and shapes that differ, instead of leaving them out and saying so."""

@@ -15,6 +15,7 @@ from flambeau.config.scaling import scaling_of
 from flambeau.config.secrets import is_secret
 from flambeau.config.signature import Code
 from flambeau.config.slots import GENERAL, SLOTS
+from flambeau.config.start_points import is_single
 from flambeau.config.writing import write_inline
 
 
@@ -92,11 +93,20 @@ def defaults_of(config: Config) -> dict[str, Any]:
     defaults = Defaults(config.values, Catalog(config.project.root))
     known: dict[str, Any] = defaults.of("")
     for key, slot in SLOTS.items():
-        if slot.form == "one":
+        if slot.repeats:
+            known[key] = _repeated(config.values.get(key), defaults.of(key))
+        elif slot.form == "one":
             known[key] = defaults.of(key)
         elif isinstance(config.values.get(key), Mapping):
             known[key] = {label: defaults.of(key, str(label)) for label in config.values[key]}
     return known
+
+
+def _repeated(section: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a section that may hold its settings once, or several times by label."""
+    if not isinstance(section, Mapping):
+        return {}
+    return defaults if is_single(section) else {label: defaults for label, part in section.items() if part}
 
 
 def _scaled(config: Config, name: str) -> str:

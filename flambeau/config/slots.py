@@ -33,6 +33,8 @@ class Slot:
     """Whether a configuration must have the section."""
     lists_names: bool = False
     """Whether a list of names may stand for the mapping (`tracking: [tensorboard]`)."""
+    repeats: bool = False
+    """Whether there may be several mappings of the settings, in a list or by label, in place of one."""
 
     def part_under(self, label: str) -> str:
         """The part that stands under a label without a `name`."""
@@ -56,6 +58,7 @@ SLOTS: Mapping[str, Slot] = {
         Slot("batch_transforms", "transform", **_TRANSFORMS),
         Slot("train_batch_transforms", "transform", **_TRANSFORMS),
         Slot("model", "model", required=True),
+        Slot("pretrained", None, settings=f"{_SETTINGS}.PretrainedSettings", repeats=True),
         Slot("criterion", "criterion", required=True),
         Slot(
             "optimizer",

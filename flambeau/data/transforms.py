@@ -89,39 +89,6 @@ class Standardize:
         return batch.replace(inputs=(inputs - mean) / std, targets=batch.targets)
 
 
-class RandomFlipWithMask:
-    """Mirror the image of a sample, (C, H, W), and its mask, (H, W), together.
-
-    Left to right half of the time, and upside down half of the time.
-    """
-
-    def __call__(self, sample: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = sample
-        dims = [dim for dim, draw in zip((-1, -2), torch.rand(2).tolist(), strict=True) if draw < 0.5]
-        return image.flip(dims), mask.flip(dims)
-
-
-class Standardize:
-    """Batch transform: numbers (N, F) to (inputs - mean) / std, feature by feature.
-
-    Args:
-        mean, std: of each feature, (F,); on the host.
-
-    Done a batch at a time, so that `flambeau predict` takes a file of numbers as they were measured.
-    """
-
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        self._of: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {torch.device("cpu"): (mean, std)}
-
-    def __call__(self, batch: Batch) -> Batch:
-        inputs: torch.Tensor = batch.inputs
-        if inputs.device not in self._of:
-            mean, std = self._of[torch.device("cpu")]
-            self._of[inputs.device] = mean.to(inputs.device), std.to(inputs.device)
-        mean, std = self._of[inputs.device]
-        return batch.replace(inputs=(inputs - mean) / std, targets=batch.targets)
-
-
 class NormalizeBytes:
     """Batch transform: bytes (N, C, ...) to float32 with mean 0 and standard deviation 1 in each channel.
 

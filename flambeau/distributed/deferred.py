@@ -139,7 +139,7 @@ class DeferredWeights:
     def fill(self, model: nn.Module, device: torch.device) -> None:
         """Give memory on `device` and values to whatever of `model` has none; of sharded parameters to their pieces."""
         for name, tensor in allocate(model, device).items():
-            _copy_piece(self.value(name), tensor)
+            copy_piece(self.value(name), tensor)
 
     def _history(self, storage: int) -> list[_Step]:
         """The operations that the content of a storage comes from, in order."""
@@ -303,7 +303,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _copy_piece(whole: Tensor, target: Tensor) -> None:
+def copy_piece(whole: Tensor, target: Tensor) -> None:
     """Copy a tensor into one of its shape, or into the piece of a sharded one that lies here."""
     with torch.no_grad():
         if not hasattr(target, "__create_chunk_list__"):

@@ -63,6 +63,11 @@ def check_sharding(settings: TrainerSettings) -> None:
             "trainer.micro_batch: auto does not go with trainer.fsdp: no process can try for itself what fits",
             remedy="give trainer.micro_batch a number",
         )
+    if settings.unfreeze:
+        raise UsageError(
+            "trainer.unfreeze does not go with trainer.fsdp, which lays down at the beginning what gets a gradient",
+            remedy="train the head in a run of its own, and start the next one from it by `pretrained`",
+        )
     if settings.compile:
         raise UsageError(
             "trainer.compile does not go with trainer.fsdp", remedy="compile each block: trainer.fsdp.compile_blocks"

@@ -13,6 +13,7 @@ from flambeau.registry.scan import Part, find_parts, import_roots
 
 EXTRAS: Mapping[str, str] = {
     "matplotlib": "plots",
+    "huggingface_hub": "hub",
     "sklearn": "digits",
     "tensorboard": "tensorboard",
     "torchinfo": "summary",

@@ -30,6 +30,8 @@ class RunFolder:
         self.command_file = path / "command.txt"
         self.environment_file = path / "environment.json"
         self.patch_file = path / "code.patch"
+        self.data_file = path / "data.json"
+        self.pretrained_file = path / "pretrained.json"
         self.log_file = path / "log.txt"
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
@@ -184,6 +186,23 @@ class RunFolder:
         if not self.command_file.exists():
             return 0
         return sum(line.startswith("# ") for line in self.command_file.read_text().splitlines())
+
+    def write_data_values(self, values: Mapping[str, Any]) -> None:
+        """Write what the configuration has taken from the data module (`${data.num_classes}`), by dotted key."""
+        if values or self.data_file.exists():
+            write_atomically(self.data_file, json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n")
+
+    def read_data_values(self) -> dict[str, Any]:
+        """What `write_data_values` has written; empty if nothing."""
+        try:
+            values = json.loads(self.data_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def write_pretrained(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Write where the weights came from that the run has started with."""
+        write_atomically(self.pretrained_file, json.dumps(list(sources), indent=2, ensure_ascii=False) + "\n")
 
     def _write_command(self, command: Sequence[str]) -> None:
         from flambeau.run_folder.environment import command_block

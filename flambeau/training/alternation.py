@@ -33,11 +33,10 @@ class Alternation:
         self.length = turn_length(settings, trainer.steps_per_epoch)
         self._trainer = trainer
         self._turn: int | None = None
-        frozen = {module for root in trainer.frozen for module in root.modules()}
         self._turns: list[set[nn.Module]] = []
         for number, patterns in enumerate(settings.modules):
-            found = find_modules(trainer.model, patterns, f"trainer.alternate.modules.{number}")
-            turn = {module for root in found for module in root.modules()} - frozen
+            found = find_modules(trainer.model, patterns, f"alternate.modules.{number}")
+            turn = {module for root in found for module in root.modules()} - trainer.freezing.for_good
             if not any(parameter.requires_grad for module in turn for parameter in module.parameters(recurse=False)):
                 raise UsageError(f"trainer.alternate.modules.{number}: there is nothing to train in this turn")
             self._turns.append(turn)
@@ -119,6 +118,7 @@ def schedule_by_turns(
 def _check(settings: TrainerSettings) -> None:
     for name, remedy in {
         "fsdp": "train whole copies (DDP)",
+        "unfreeze": "leave it out: turns say when a module trains",
         "static_graph": "leave it out: other parameters learn in other steps",
     }.items():
         if getattr(settings, name):

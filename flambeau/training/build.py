@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,17 @@ from torch.optim import Optimizer
 
 from flambeau.config import Config
 from flambeau.config.convert import to_arguments, to_settings
+from flambeau.config.data_values import data_values, with_data_values
 from flambeau.config.sections import (
     CheckpointSettings,
     LoaderSettings,
     NamedOptimizerSettings,
     OptimizerSettings,
+    PretrainedSettings,
     TrainerSettings,
 )
 from flambeau.config.slots import ORDERED, SLOTS
+from flambeau.config.start_points import start_points
 from flambeau.data.parts import require_disjoint
 from flambeau.data.pipeline import BatchTransforms, SampleTransforms
 from flambeau.distributed.deferred import build_on_meta
@@ -32,11 +35,12 @@ from flambeau.optim import Schedule, build_optimizer, takes_epochs
 from flambeau.optim.shares import shares_of
 from flambeau.registry import DATA_ARGUMENTS, load_part, takes_data
 from flambeau.runtime.devices import resolve_device
-from flambeau.runtime.seeds import derive, seed_all
+from flambeau.runtime.seeds import derive, isolated, seed_all
 from flambeau.runtime.world import current_world
 from flambeau.tracking import Tracker
-from flambeau.training.freeze import freeze_modules
+from flambeau.training.freeze import Freezing
 from flambeau.training.plan import global_batch
+from flambeau.training.start import StartPoints
 from flambeau.training.trainer import Trainer
 
 SETTINGS = {
@@ -191,10 +195,10 @@ def build_transforms(config: Config, recipes: Recipes, data: Any) -> dict[str, A
     }
 
 
-def build_model(config: Config, recipes: Recipes) -> nn.Module:
+def build_model(config: Config, recipe: Recipe) -> nn.Module:
     """The model, on the CPU, its weights initialised from the configuration's seed."""
     seed_all(derive(_seed(config), "model"))
-    model = recipes.model.build()
+    model = recipe.build()
     if not isinstance(model, nn.Module):
         name = config.values["model"]["name"]
         raise UsageError(f"model: {name} gives a {type(model).__name__}, not an nn.Module")
@@ -214,21 +218,22 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
     recipes.check()
     place = resolve_device(device)
 
-    data, config = build_data(config, recipes)
+    data, filled = build_data(config, recipes)
+    taken, config = data_values(config, filled), filled
     loader = to_settings(LoaderSettings, _settings(config, "data"))
     require_disjoint(loader, train=data.train, val=data.val, test=data.test)
     recipes = Recipes.of(config)
     settings = to_settings(TrainerSettings, _settings(config, "trainer"))
     check_sharding(settings)
     world = current_world()
-    build, weights = partial(build_model, config, recipes), None
+    build, weights = partial(build_model, config, recipes.model), None
     if settings.fsdp is not None and settings.fsdp.meta_init and world.size > 1:
         model, weights = build_on_meta(build)
     else:
         model = build()
     if settings.precision == "fp64":
         model.double()
-    freeze_modules(model, settings.freeze)
+    Freezing(model, settings)
     # Before the optimizer is made of its parameters: to shard a model gives it others.
     model = prepare_model(model, settings, world, place, weights)
     seed_all(derive(_seed(config), "parts"))
@@ -252,9 +257,35 @@ def build_trainer(config: Config, *, device: str = "auto") -> Trainer:
         settings=settings,
         loader=loader,
         checkpoint=to_settings(CheckpointSettings, config.section("checkpoint")),
+        start_points=StartPoints(
+            [to_settings(PretrainedSettings, part) for _, part in start_points(config.values.get("pretrained"))],
+            config.project.root,
+        ),
     )
     trainer.own_fingerprint = getattr(data, "fingerprint", None)
+    trainer.data_values = taken
     return trainer
+
+
+def rebuild_model(config: Config, values: Mapping[str, Any]) -> nn.Module:
+    """The model of a run that lies on disk, on the CPU, its weights not yet those of the run.
+
+    Nothing else of the run is built or imported; the data only if `values` lack what the model took from it.
+
+    Args:
+        values: what the run's configuration took from its data, by dotted key.
+    """
+    config.project.activate()
+    filled = with_data_values(config, values, "model")
+    if filled is None:
+        recipes = Recipes.of(config)
+        recipes.check()
+        _, filled = build_data(config, recipes)
+    with isolated(_seed(config)):
+        model = build_model(filled, _recipe(filled, "model"))
+    if filled.section("trainer").get("precision") == "fp64":
+        model.double()
+    return model
 
 
 def _build_schedule(recipe: Recipe, *, total_steps: int, steps_per_epoch: int | None) -> Schedule:

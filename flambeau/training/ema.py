@@ -26,6 +26,13 @@ class Ema:
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
+    def follow(self) -> None:
+        """Become equal to the model, whose weights were changed from outside training."""
+        torch._foreach_copy_(local_parts(self._averages), local_parts(self._sources))
+        for average, source in self._buffers:
+            average.copy_(source)
+
+    @torch.no_grad()
     def update(self, updates: int) -> None:
         """Follow the model, after the optimizer has applied its update number `updates` (from 1)."""
         settings = self.settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from flambeau.distributed.sharded_replicas import ShardedReplicas
 from flambeau.distributed.sharding import is_sharded_model
 from flambeau.runtime.seeds import derive, isolated
 from flambeau.training.micro_batch import find_micro_batch
-from flambeau.training.rehearsal import Rehearsal, rehearse
+from flambeau.training.rehearsal import Rehearsal, grouped, rehearse
 from flambeau.training.summary import describe_model, tell_summary
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def prepare(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Batch]:
         trainer.recorder.warn(told)
     if settings.micro_batch == "auto":
         if trainer.accumulate_found is None:
-            trainer.accumulate_found = trainer.parts_of(find_micro_batch(trainer, first, trainer.world))
+            with trainer.freezing.lifted():
+                trainer.accumulate_found = trainer.parts_of(find_micro_batch(trainer, first, trainer.world))
         trainer.accumulate = trainer.accumulate_found
     # A model in pieces cannot be called by one process for itself, and there are no copies of it to compare.
     found = _rehearse(trainer, first) if settings.dry_batch and not in_pieces else None
@@ -49,10 +51,31 @@ def prepare(trainer: Trainer, batches: Iterator[Batch]) -> Iterator[Batch]:
         if settings.sync_batch_norm and (left := local_norms(trainer.model)):
             trainer.recorder.warn(f"batch norm over each process's own samples: {', '.join(left)} (of another class)")
         if trainer.team is not None and settings.check_replicas_every is not None and not in_pieces:
-            changing = found.changed_buffers if found is not None else dict(trainer.model.named_buffers())
+            changing = set(found.changed_buffers if found is not None else dict(trainer.model.named_buffers()))
+            changing |= trainer.freezing.changing_buffers()
             kept = {name: tensor for name, tensor in trainer.model.named_buffers() if name not in changing}
             trainer.team.compare({**dict(trainer.model.named_parameters()), **kept}, settings.check_replicas_every)
     return chain([first], batches)
+
+
+def thaw(trainer: Trainer, batch: Batch) -> None:
+    """Train what was frozen until now, from this step on.
+
+    The exchange of gradients is made anew for the parameters that now take part in it, just as a run makes it that is
+    resumed here.
+
+    Args:
+        batch: the one of the step to come.
+    """
+    names = trainer.freezing.at(trainer.state.step)
+    trainer.recorder.say(f"step {trainer.state.step + 1:>6}: trained from here on: {grouped(names)}")
+    if trainer.replicas is None:
+        return
+    trainer.forward, trainer.replicas = trainer._plain_forward, None
+    gc.collect()  # the exchange so far hangs on the parameters until it is gone
+    found = _rehearse(trainer, batch) if trainer.settings.dry_batch else None
+    trainer.replicas = _connect(trainer, found)
+    trainer.forward = trainer.replicas.forward
 
 
 def _rehearse(trainer: Trainer, first: Batch) -> Rehearsal:

@@ -112,7 +112,7 @@ def _copied(batch: Batch) -> Batch:
 
 
 def _tell_unused(trainer: Trainer, names: Sequence[str]) -> None:
-    message = f"{len(names)} parameters get no gradient from the loss: {_grouped(names)}"
+    message = f"{len(names)} parameters get no gradient from the loss: {grouped(names)}"
     if trainer.world.size > 1 and not trainer.settings.static_graph:
         raise UsageError(
             f"{message}; with several processes, each parameter must get one in each step",
@@ -121,7 +121,7 @@ def _tell_unused(trainer: Trainer, names: Sequence[str]) -> None:
     trainer.recorder.warn(f"{message}; they stay as they are")
 
 
-def _grouped(names: Sequence[str], shown: int = 8) -> str:
+def grouped(names: Sequence[str], shown: int = 8) -> str:
     """Names by the module that they are of: `head (weight, bias), scale`."""
     modules: dict[str, list[str]] = {}
     for name in names:

@@ -58,6 +58,7 @@ def start_run(
             return run.take_up(found)
         if resume and run_dir is not None and (run_dir / "status.json").is_file():
             return run.take_up(RunFolder.open(run_dir), saved=True)
+        run.trainer.start_points.plan(run.trainer)
         folder = RunFolder.create(runs_dir, config.name, path=run_dir, agents=run.agents, debug=config.debug)
         return run.begin(folder)
 
@@ -111,6 +112,7 @@ class _Run:
         self.stack.enter_context(folder.lock())
         hardware = describe_hardware(self.trainer.device)
         folder.write_start(self.config.to_yaml(), self.command, hardware, project=self.config.project.root)
+        folder.write_data_values(self.trainer.data_values)
         return folder
 
     def take_up(
@@ -153,6 +155,7 @@ class _Run:
             config_yaml=self.config.to_yaml() if changed else None,
             project=self.config.project.root,
         )
+        folder.write_data_values(self.trainer.data_values)
         return folder
 
     def train(self, open_folder: Callable[[], RunFolder]) -> int:

@@ -44,7 +44,7 @@ from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
 from flambeau.training.evaluation import evaluate
-from flambeau.training.freeze import freeze_modules
+from flambeau.training.freeze import Freezing
 from flambeau.training.memory_report import explain_out_of_memory
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
@@ -59,13 +59,14 @@ from flambeau.training.plan import (
     validation_samples,
 )
 from flambeau.training.precision import Precision
-from flambeau.training.prepare import prepare
+from flambeau.training.prepare import prepare, thaw
 from flambeau.training.profiling import profiler
 from flambeau.training.progress import Clock
 from flambeau.training.recorder import Recorder
 from flambeau.training.requests import Requests
 from flambeau.training.running_means import RunningMeans
 from flambeau.training.showing import Showing
+from flambeau.training.start import StartPoints
 from flambeau.training.state import TrainState
 from flambeau.training.team import Team
 from flambeau.training.where import run_folder_of
@@ -99,6 +100,8 @@ class Trainer(Showing):
         device: `auto`, `cpu`, `0`, `cuda:1` ...
         world: the processes that train together; default: those that a launcher started.
         settings, loader, checkpoint: all other settings, see `flambeau.config.sections`.
+        start_points: weights that a new run begins with; a resumed one does not need them. To fill a model at once,
+            call `flambeau.load_pretrained`.
         **options: single settings by name: `epochs=3, batch_size=64, precision="bf16"`.
 
     Example:
@@ -133,6 +136,7 @@ class Trainer(Showing):
         settings: TrainerSettings | None = None,
         loader: LoaderSettings | None = None,
         checkpoint: CheckpointSettings | None = None,
+        start_points: StartPoints | None = None,
         **options: Any,
     ) -> None:
         self.settings, self.loader, self.checkpoint = apply_options(settings, loader, checkpoint, options)
@@ -142,7 +146,7 @@ class Trainer(Showing):
         self.precision = Precision(self.settings.precision, self.device)
         self.precision.cast_model(model)
         self.model = prepare_model(model, self.settings, self.world, self.device)
-        self.frozen = freeze_modules(self.model, self.settings.freeze)
+        Freezing(self.model, self.settings)  # before an optimizer is made: it has nothing of what is frozen for good
         if isinstance(criterion, nn.Module):  # it may hold class weights
             self.precision.cast_model(criterion.to(self.device))
         self.criterion = criterion
@@ -174,12 +178,15 @@ class Trainer(Showing):
             ranks=self.world.size,
             collate=collate,
         )
+        self.steps_per_epoch = epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
+        self.freezing = Freezing(self.model, self.settings, epoch)
+        self.data_values: dict[str, Any] = {}  # what the configuration took from the data, for the run's record
+        self.start_points = start_points if start_points is not None else StartPoints()
         own_update = type(self).update is not Trainer.update
         check_micro_batch(self.settings, own_update=own_update)
         self.accumulate_found: int | None = None
         micro = self.settings.micro_batch
         self.accumulate = self.parts_of(micro) if isinstance(micro, int) else self.settings.accumulate
-        self.steps_per_epoch = epoch = self.settings.steps_per_epoch or self.feeder.steps_per_epoch
         self.planned_steps, self.total_steps = lengths_of_run(self.settings, epoch)  # of the schedules, of the run
         self.due = Due(self.settings, self.checkpoint, epoch, self.total_steps)
         self.scheduler = scheduler = schedule_by_turns(scheduler, self.settings, epoch)
@@ -272,6 +279,8 @@ class Trainer(Showing):
                         self._start_epoch()
                         batch = next(batches)
                         self.at_work = ("training", batch)
+                        if self.freezing.due(self.state.step):
+                            thaw(self, batch)
                         self.seed_step()
                         if self.alternation is not None:
                             self.alternation.begin_step()
@@ -576,15 +585,14 @@ class Trainer(Showing):
                 self.recorder.rewind(snapshot.restore(self, newest) if newest is not None else 0)
             if not self.state.step:
                 write_record(self)
+        self.start_points.load(self)
         if callable(self.trackers):
             resume_step = (self.state.step and self.state.step + 1) if resume else None
             self.recorder.trackers = self.trackers(own_folder.path, resume_step) if own_folder else ()
         elif self.world.is_main:
             self.recorder.trackers = self.trackers
         self.recorder.open(self.state, self.total_steps, self.steps_per_epoch, self.planned_steps)
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
+        self.freezing.at(self.state.step)
         for hook in self.hooks.fit_start:
             hook(self)
 
