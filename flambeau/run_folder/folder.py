@@ -36,7 +36,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
         self.status_file = path / "status.json"
-        self.data_file = path / "data.json"
+        self.data_values_file = path / "data_values.json"
         self.job_folder = path / JOB
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
@@ -189,13 +189,13 @@ class RunFolder:
 
     def write_data_values(self, values: Mapping[str, Any]) -> None:
         """Write what the configuration has taken from the data module (`${data.num_classes}`), by dotted key."""
-        if values or self.data_file.exists():
-            write_atomically(self.data_file, json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n")
+        if values or self.data_values_file.exists():
+            write_atomically(self.data_values_file, json.dumps(dict(values), indent=2, ensure_ascii=False) + "\n")
 
     def read_data_values(self) -> dict[str, Any]:
         """What `write_data_values` has written; empty if nothing."""
         try:
-            values = json.loads(self.data_file.read_bytes())
+            values = json.loads(self.data_values_file.read_bytes())
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}

@@ -96,6 +96,26 @@ class Hooks:
             if name in getattr(callback, "__dict__", ()) or getattr(type(callback), name, default) is not default
         )
 
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """Before a step: call the hooks of the epoch's start if it is the first of one.
+
+        Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be done
+        again by a run that resumes from it.
+        """
+        steps = trainer.steps_per_epoch
+        if steps and trainer.state.step % steps == 0:
+            for hook in self.epoch_start:
+                hook(trainer)
+
+    def end_step(self, trainer: Trainer) -> None:
+        """After a step: call the hooks of its end, and of the epoch's end if it was the last of one."""
+        for hook in self.step_end:
+            hook(trainer)
+        steps = trainer.steps_per_epoch
+        if steps and trainer.state.step % steps == 0:
+            for hook in self.epoch_end:
+                hook(trainer)
+
     def state_dict(self) -> dict[str, Any]:
         return {label: callback.state_dict() for label, callback in self.callbacks.items()}
 

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from flambeau.errors import UsageError
+from flambeau.runtime.seeds import derive, isolated
 from flambeau.training import snapshot
+from flambeau.training.evaluation import evaluate
+from flambeau.training.plan import DEBUG_BATCHES
 
 if TYPE_CHECKING:
     from flambeau.training.trainer import Trainer
+
+
+def measure(trainer: Trainer, data: Any, model: nn.Module | None, samples: int | None) -> dict[str, float]:
+    """The loss and metrics of a model on some data; see `Trainer.evaluate`.
+
+    Raises:
+        UsageError: there is no data.
+    """
+    data = trainer.val_data if data is None else data
+    if data is None:
+        raise UsageError("there is no data to evaluate on", remedy="give val_data to the trainer, or data to evaluate")
+    for metric in trainer.metrics.values():
+        if hasattr(metric, "to"):
+            metric.to(trainer.device)
+    with isolated(derive(trainer.seed, "evaluation")):
+        return evaluate(
+            trainer.model if model is None else model,
+            trainer.eval_batches(data) if samples is None else trainer.eval_batches(data, samples),
+            trainer.evaluation_step,
+            trainer.metrics,
+            limit=DEBUG_BATCHES.get(trainer.settings.debug or ""),
+            world=trainer.world,
+        )
 
 
 def validate(trainer: Trainer) -> dict[str, float]:

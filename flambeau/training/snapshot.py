@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flambeau.checkpoint import Checkpoint
+from flambeau.checkpoint import Checkpoint, CheckpointStore
 from flambeau.checkpoint.reading import Like
 from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.checkpoint.tensor_classes import unwrapped, wrapped
@@ -54,6 +54,15 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "fingerprints": trainer.data_record,
         "record": trainer.recorder.position(),
     }
+
+
+def save(trainer: Trainer, store: CheckpointStore, *, flush: Sequence[Path]) -> None:
+    """Copy the state of a run and have it written; `flush` are files that the checkpoint relies on."""
+    validated = trainer.state.validated_step == trainer.state.step
+    state = take(trainer)
+    if trainer.world.is_main or isinstance(store, ShardedStore):
+        score = trainer.recorder.last_scores.get(trainer.monitor) if validated else None
+        store.save(trainer.state.step, state, score=score, flush=flush)
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> int:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from flambeau.checkpoint import CheckpointStore
-from flambeau.checkpoint.sharded_store import ShardedStore
 from flambeau.config.sections import CheckpointSettings, LoaderSettings, OptimizerSettings, TrainerSettings
 from flambeau.criterions import reduction_of, unit_counter, weigh
 from flambeau.data import Batch, Feeder
@@ -32,26 +31,23 @@ from flambeau.registry import register
 from flambeau.run_folder import RunFolder
 from flambeau.runtime.determinism import deterministic_algorithms, seed_torch
 from flambeau.runtime.devices import resolve_device
-from flambeau.runtime.seeds import derive, isolated, seed_numpy_and_random
+from flambeau.runtime.seeds import derive, seed_numpy_and_random
 from flambeau.runtime.signals import StopSignals
 from flambeau.runtime.world import World, current_world
 from flambeau.tracking import Tracker, TrackerFactory
-from flambeau.training import guard, measuring, snapshot
+from flambeau.training import ending, guard, measuring, snapshot
 from flambeau.training.alternation import Alternation, schedule_by_turns
 from flambeau.training.callback import Callback, Hooks, label_callbacks
 from flambeau.training.data_record import Record, take_record, write_record
 from flambeau.training.due import Due
 from flambeau.training.ema import Ema
 from flambeau.training.eval_data import EvalData
-from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import Freezing
-from flambeau.training.memory_report import explain_out_of_memory
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
 from flambeau.training.named_optimizers import NoStepper, make_steppers, with_gradient
 from flambeau.training.options import apply_options
 from flambeau.training.plan import (
-    DEBUG_BATCHES,
     Scheduler,
     check_splits,
     global_batch,
@@ -276,7 +272,8 @@ class Trainer(Showing):
                 batches = self.recorder.timed(prepare(self, self.batches(self.state.step)), self.state)
                 with profiler(self, folder) as profile_step:
                     while not self.finished():
-                        self._start_epoch()
+                        if self.hooks.epoch_start:
+                            self.hooks.begin_epoch(self)
                         batch = next(batches)
                         self.at_work = ("training", batch)
                         if self.freezing.due(self.state.step):
@@ -299,17 +296,17 @@ class Trainer(Showing):
                             self.log()  # the only place that waits for the device
                         if self.due.validation(step):
                             self.validate()
-                        self._after_step(step)
+                        self._after_step()
                         self.requests.settle(step, signals.received)
                         if self._should_save(step):
                             self.save()
                         if self.preemption:
                             break
                         profile_step()
-                self._end()
+                ending.conclude(self)
             except BaseException as error:
                 cause = self.team.failed(error) if self.team is not None else None
-                self._fail(cause or error)
+                ending.fail(self, cause or error)
                 if cause is not None:  # this process failed only because another one did
                     raise cause from error
                 raise
@@ -350,7 +347,7 @@ class Trainer(Showing):
 
     def keep(self) -> None:
         """Save after this step, and keep the checkpoint for good. To be called by every process after the same step."""
-        self.saves, self._saved_step = True, -1
+        self.saves, self.saved_step = True, -1
         if self.store is not None:
             self.store.keep(self.state.step)
 
@@ -506,23 +503,7 @@ class Trainer(Showing):
 
         Nothing of the run changes: not the weights, nor the random generators, nor the mode of a module.
         """
-        data = self.val_data if data is None else data
-        if data is None:
-            raise UsageError(
-                "there is no data to evaluate on", remedy="give val_data to the trainer, or data to evaluate"
-            )
-        for metric in self.metrics.values():
-            if hasattr(metric, "to"):
-                metric.to(self.device)
-        with isolated(derive(self.seed, "evaluation")):
-            return evaluate(
-                self.model if model is None else model,
-                self.eval_batches(data) if samples is None else self.eval_batches(data, samples),
-                self.evaluation_step,
-                self.metrics,
-                limit=DEBUG_BATCHES.get(self.settings.debug or ""),
-                world=self.world,
-            )
+        return measuring.measure(self, data, model, samples)
 
     def eval_batches(self, data: Any, samples: int | None = None) -> Iterator[Batch]:
         """Batches of `data` (its first `samples`) in order, each once; of several processes, each gets some of them."""
@@ -552,19 +533,11 @@ class Trainer(Showing):
         if self.replicas is not None:
             self.replicas.share_buffers()
         with self.recorder.paused():
-            validated = self.state.validated_step == self.state.step
-            state = snapshot.take(self)
-            if self.world.is_main or isinstance(self.store, ShardedStore):
-                self.store.save(
-                    self.state.step,
-                    state,
-                    score=self.recorder.last_scores.get(self.monitor) if validated else None,
-                    flush=[self.run_folder.metrics_file],
-                )
-        self._saved_step, self.saves = self.state.step, False
+            snapshot.save(self, self.store, flush=[self.run_folder.metrics_file])
+        self.saved_step, self.saves = self.state.step, False
         if failure := self.store.failed():
             self.recorder.warn(f"{failure}; training goes on")
-            self._saved_step = -1  # it may be this very step: the end of the run tries again
+            self.saved_step = -1  # it may be this very step: the end of the run tries again
 
     def _should_save(self, step: int) -> bool:
         best = self.state.best_step == step and self.checkpoint.keep_best > 0
@@ -574,7 +547,7 @@ class Trainer(Showing):
         self.run_folder = folder
         own_folder = folder if self.world.is_main else None  # rank 0 writes the record
         self.recorder = Recorder.of(self, own_folder)
-        self._saved_step = -1
+        self.saved_step = -1
         self._save_clock = Clock(60.0 * self.checkpoint.every_minutes if self.checkpoint.every_minutes else math.inf)
         if folder is not None:
             keeping: dict[str, Any] = {"settings": self.checkpoint, "mode": self.mode, "warn": self.recorder.warn}
@@ -596,58 +569,15 @@ class Trainer(Showing):
         for hook in self.hooks.fit_start:
             hook(self)
 
-    def _after_step(self, step: int) -> None:
-        for hook in self.hooks.step_end:
-            hook(self)
-        steps = self.steps_per_epoch
-        if steps and step % steps == 0:
-            for hook in self.hooks.epoch_end:
-                hook(self)
+    def _after_step(self) -> None:
+        self.hooks.end_step(self)
         self.recorder.tick(self.state)
         if self.world.is_main and self._save_clock.struck():
             self.requests.add("save", "checkpoint.every_minutes")
 
-    def _start_epoch(self) -> None:
-        # Not at the end of the epoch before: what a callback did there would be in that epoch's checkpoint, and be
-        # done again by a run that resumes from it.
-        steps = self.steps_per_epoch
-        if self.hooks.epoch_start and steps and self.state.step % steps == 0:
-            for hook in self.hooks.epoch_start:
-                hook(self)
-
-    def _end(self) -> None:
-        if self.team is not None:
-            self.team.finish(self.state.step)
-        if self.preemption is None:
-            if any(self.world.gather(bool(self.train_means))):
-                self.log()
-            if self.state.validated_step != self.state.step:
-                self.validate()
-            for hook in self.hooks.fit_end:
-                hook(self)
-        if self.world.broadcast(self._saved_step != self.state.step):  # rank 0 alone knows of a save that failed
-            self.save()
-        if self.preemption is None and self.settings.test_at_end:
-            self.test()
-        if self.store is not None:
-            self.store.wait()
-            if self._saved_step != self.state.step:
-                raise CheckpointError(f"the last checkpoint, of step {self.state.step}, could not be saved")
-        self.recorder.end(self.state, preemption=self.preemption, stop_reason=self.stop_reason)
-        for hook in self.hooks.exit:
-            hook(self, "preempted" if self.preemption else "finished")
-
     def test(self) -> dict[str, float]:
         """Measure the best checkpoint (without a run folder: the model as it is) on the test data."""
         return measuring.test_best(self)
-
-    def _fail(self, error: BaseException) -> None:
-        explain_out_of_memory(self, error)
-        for hook in self.hooks.error:
-            hook(self, error)
-        self.recorder.fail(self.state, error)
-        for hook in self.hooks.exit:
-            hook(self, "failed")
 
     def _close(self) -> None:
         self.feeder.close()

@@ -62,7 +62,7 @@ def test_it_needs_nothing_of_the_data_set(run: Path) -> None:
 
 
 def test_a_run_of_before_that_was_kept_is_loaded_with_its_data(flambeau: InProcess, run: Path) -> None:
-    (run / "data.json").unlink()
+    (run / "data_values.json").unlink()
     with pytest.raises(FileNotFoundError, match="the data set is not here"):
         load_model(run)
     (flambeau.project.root / "data-is-here").touch()
