@@ -42,7 +42,8 @@ class Freezing:
     def __init__(self, model: nn.Module, settings: TrainerSettings, steps_per_epoch: int | None = 1) -> None:
         self._model = model
         self._step: int | None = None
-        self._next = NEVER
+        self.next: float = NEVER
+        """The step after which something that is frozen is to be trained."""
         modules = [name for name, _ in model.named_modules() if name]
         parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         held = {name: name for pattern in settings.freeze for name in _matching(pattern, modules, "freeze", "module")}
@@ -83,10 +84,6 @@ class Freezing:
         changing = {id(b) for module, end in self._modules.items() if end != NEVER for b in module.buffers(False)}
         return {name for name, buffer in self._model.named_buffers() if id(buffer) in changing}
 
-    def due(self, step: int) -> bool:
-        """Whether something that is frozen is to be trained from now on, `step` steps being done."""
-        return step >= self._next
-
     def at(self, step: int) -> list[str]:
         """Make the model what it is after `step` steps: modes of all modules, gradients of what is frozen.
 
@@ -103,14 +100,14 @@ class Freezing:
                 thawed.append(self._names[parameter])
             parameter.requires_grad_(step >= end)
         self._step = step
-        self._next = next((end for end in self._ends if end > step), NEVER)
+        self.next = next((end for end in self._ends if end > step), NEVER)
         return thawed
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """Meanwhile everything that is ever trained is: a step then takes the most memory."""
         step = self._step
-        if step is None or self._next == NEVER:
+        if step is None or self.next == NEVER:
             yield
             return
         self.at(int(self._ends[-1]))

@@ -276,7 +276,7 @@ class Trainer(Showing):
                             self.hooks.begin_epoch(self)
                         batch = next(batches)
                         self.at_work = ("training", batch)
-                        if self.freezing.due(self.state.step):
+                        if self.state.step >= self.freezing.next:
                             thaw(self, batch)
                         self.seed_step()
                         if self.alternation is not None:
@@ -570,7 +570,8 @@ class Trainer(Showing):
             hook(self)
 
     def _after_step(self) -> None:
-        self.hooks.end_step(self)
+        if self.hooks.at_steps:
+            self.hooks.end_step(self)
         self.recorder.tick(self.state)
         if self.world.is_main and self._save_clock.struck():
             self.requests.add("save", "checkpoint.every_minutes")

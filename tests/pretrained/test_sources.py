@@ -315,9 +315,14 @@ class TestNothingIsExecuted:
         step = (whole / "checkpoints" / "last").resolve().name
         files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and not path.is_symlink()]
         beside = ["checkpoints/checkpoint.pth", f"checkpoints/{step}/random.pkl", "loop_state.pkl", "model.pt"]
-        assert {"config.yaml", "status.json", "data_values.json", "model.safetensors", "state.json", "manifest.json"} <= {
-            file.name for file in files
-        }
+        assert {
+            "config.yaml",
+            "status.json",
+            "data_values.json",
+            "model.safetensors",
+            "state.json",
+            "manifest.json",
+        } <= {file.name for file in files}
         model = load_model(whole)
         for number, planted in enumerate([*files, *map(Path, beside)]):
             shutil.rmtree(run, ignore_errors=True)
