@@ -130,10 +130,8 @@ class NamedOptimizers:
         if not (finite or not units) and trainer._rejects_losses:
             guard.reject_named_loss(trainer, stepper, self._batch)
             return False
-        with torch.autocast(trainer.device.type, enabled=False):
-            applied = self._step(stepper, learning, loss, units, retain_graph=retain_graph)
-        torch.clear_autocast_cache()  # it holds the weights as they were before the step, in 16 bits
-        return applied
+        with trainer.precision.paused():
+            return self._step(stepper, learning, loss, units, retain_graph=retain_graph)
 
     def optimize_all(self, loss: torch.Tensor, units: Any) -> None:
         """One step with each of the optimizers from one loss; all make it, or none where a gradient is not finite."""
@@ -251,6 +249,19 @@ class NamedOptimizers:
                 setattr(self.counts[name], key, value)
             if stepper.scaler is not None and state[name]["scaler"] is not None:
                 stepper.scaler.load_state_dict(state[name]["scaler"])
+
+
+class NoStepper(Stepper):
+    """Stands where the only optimizer's would, if there are several: a call of `step` is a mistake."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(
+            "the trainer has several optimizers, and its own `step` and `update` are of one",
+            remedy="call optimize(name, loss) for each in an `update` of your own",
+        )
 
 
 def make_steppers(

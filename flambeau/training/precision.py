@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,6 +39,10 @@ class Precision:
         """The same, of its own: around code that may enter `autocast` itself."""
         return torch.autocast(self._device_type, dtype=self._dtype) if self._dtype is not None else nullcontext()
 
+    def paused(self) -> AbstractContextManager[object]:
+        """Plain arithmetic inside `autocast`, of weights as they are after it: those of 16 bits are cast anew."""
+        return _PausedAutocast(self._device_type) if self._dtype is not None else nullcontext()
+
     def make_scaler(self) -> torch.amp.GradScaler | None:
         """A scaler of one optimizer's losses, for fp16."""
         return torch.amp.GradScaler(self._device_type) if self.name == "fp16" else None
@@ -55,3 +59,14 @@ class Precision:
             return tensor.double() if tensor.is_floating_point() else tensor
 
         return batch.replace(inputs=map_tensors(widen, batch.inputs), targets=map_tensors(widen, batch.targets))
+
+
+class _PausedAutocast(torch.autocast):
+    """Autocast that is off; at its end, the casts of weights that autocast keeps are forgotten: a step changes them."""
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__(device_type, enabled=False)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.clear_autocast_cache()

@@ -43,7 +43,7 @@ from flambeau.training.evaluation import evaluate
 from flambeau.training.freeze import freeze_modules
 from flambeau.training.micro_batch import check_micro_batch
 from flambeau.training.monitor import choose_monitor
-from flambeau.training.named_optimizers import make_steppers, with_gradient
+from flambeau.training.named_optimizers import NoStepper, make_steppers, with_gradient
 from flambeau.training.options import apply_options
 from flambeau.training.plan import DEBUG_BATCHES, Scheduler, check_splits, global_batch, lengths_of_run
 from flambeau.training.precision import Precision
@@ -181,7 +181,7 @@ class Trainer:
 
         self.alternation = Alternation(self, self.settings.alternate) if self.settings.alternate else None
         self.steppers, self.named = make_steppers(self, optimizer, scheduler, own_update=own_update)
-        self.stepper = next(iter(self.steppers.values()))
+        self.stepper = NoStepper() if self.named else next(iter(self.steppers.values()))
         self.with_gradient = with_gradient(self.steppers, self.model)
         self._count_units = unit_counter(criterion) if criterion is not None else None
         self.sums_losses = criterion is not None and reduction_of(criterion) == "sum"

@@ -148,6 +148,30 @@ class TestTheShippedConfiguration:
         flambeau("predict", "run", "--input", "noise.npy", "--output", "images.npz")
         assert np.load("images.npz")["outputs"].shape == (7, 1, 8, 8)
 
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            (
+                "optimizers.generator.parameters=[generatr.*]",
+                "optimizers.generator.parameters: the pattern 'generatr.*'",
+            ),
+            ("optimizers.generator.parameters=['*']", "in the optimizers discriminator and generator"),
+            ("optimizers.generator=null", "'generator.0.weight'"),
+            ("optimizers.generator.lr=-1.0", "optimizers.generator: optimizer: Invalid learning rate"),
+            (
+                "optimizers.generator.groups=[{pattern: 'discriminator.*', lr: 1}]",
+                "optimizers.generator: optimizer.groups",
+            ),
+            ("trainer.accumulate=2", "trainer.accumulate does not go with several optimizers"),
+        ],
+    )
+    def test_optimizers_that_do_not_fit_the_model_are_told_of_before_training(
+        self, flambeau: InProcess, override: str, message: str
+    ) -> None:
+        answer = flambeau("train", "gan", *SHORT, override, "--run-dir", "run", expect=2)
+        assert message in answer.err
+        assert not Path("run").exists()
+
     @pytest.mark.slow
     def test_its_images_are_near_the_real_ones(self, flambeau: InProcess) -> None:
         """An untrained generator is at 60, one that makes the mean image only at 33; `configs/gan.yaml` states 6.1."""

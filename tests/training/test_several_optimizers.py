@@ -388,6 +388,12 @@ class TestRefusals:
                 model: Any = self.model
                 self.optimize("mover", mover_loss(model, model.mover(batch.inputs).detach()))
 
+        class Plain(Trainer):
+            def update(self, batch: Batch) -> None:
+                super().update(batch)
+
+        with pytest.raises(UsageError, match="its own `step` and `update` are of one"):
+            make(Plain).fit()
         with pytest.raises(UsageError, match="no optimizer is called so"):
             make(Misnamed).fit()
         with pytest.raises(UsageError, match="depends on none of that optimizer's parameters"):
