@@ -50,6 +50,11 @@ class ProgressBar:
         self._progress.start()
         self._task = self._progress.add_task("training", total=total, completed=step, unit="steps", note="")
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a bar at the moment."""
+        return self._progress is not None
+
     def update(self, *, step: int, note: str) -> None:
         if self._progress is None or self._task is None:
             return

@@ -165,10 +165,11 @@ class Recorder:
     def tick(self, state: TrainState) -> None:
         """Called every step; draws the bar and tells the run's status only now and then."""
         if self._tick.struck():
-            now = self._pace.read(state.step, state.samples)
-            self._smoothed.add(between(self._ticked, now))
-            self._ticked = now
-            self.bar.update(step=state.step, note=f"{self._shown_note}  {self._smoothed}")
+            if self.bar.is_drawn:
+                now = self._pace.read(state.step, state.samples)
+                self._smoothed.add(between(self._ticked, now))
+                self._ticked = now
+                self.bar.update(step=state.step, note=f"{self._shown_note}  {self._smoothed}")
             self.status(**self._progress(state))
 
     def note(self, text: str) -> None:
