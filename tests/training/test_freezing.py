@@ -191,7 +191,7 @@ class TestUntilAStep:
             assert model.backbone[1].training and next(model.backbone[1].parameters()).requires_grad
             assert not next(model.backbone[0].parameters()).requires_grad
         assert not model.backbone[1].training and not next(model.backbone[1].parameters()).requires_grad
-        assert not freezing.due(2) and freezing.due(3)
+        assert 2 < freezing.next <= 3
 
 
 FREEZING = ("trainer.freeze=[body]", "trainer.unfreeze=[{pattern: body, after_steps: 15}]", "trainer.ema={decay: 0.9}")
