@@ -146,7 +146,7 @@ def require_disjoint(settings: LoaderSettings, *, train: Any, val: Any, test: An
     for first, data, second, other, key, meant in pairs:
         common = 0 if data is None or other is None or meant else in_common(data, other)
         if common:
-            counted = "all" if hasattr(data, "__len__") and common == len(data) else str(common)
+            counted = str(common) if hasattr(data, "__len__") and common < len(data) else "all"
             raise UsageError(
                 f"data: {counted} of the {first} samples are {second} samples too, so the scores would say nothing",
                 remedy=f"hold out others, or say in words that it is meant: data.{key}: true",

@@ -78,7 +78,7 @@ class Streams(DataModule):
         self.train = self.val = Stream()
 '''
     )
-    flambeau("train", "tiny", "data.name=streams", "trainer={steps: 4}", "--run-dir", "run")
+    flambeau("train", "tiny", "data.name=streams", "data.val_is_train=true", "trainer={steps: 4}", "--run-dir", "run")
     answer = flambeau("evaluate", "run")
     assert "loss" in answer.out
     flambeau("predict", "run", "--input", "val", "--output", "out.csv")
