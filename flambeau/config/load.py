@@ -93,8 +93,12 @@ class Config:
 
     def written(self) -> dict[str, Any]:
         """The values as a file may state them: no secrets, `${` escaped, in the order of the sections."""
-        secrets = {key: text for key, text in self.variables.items() if is_secret_reference(text)}
-        return self._written(self.texts | secrets)
+        return self._written(self.shown_texts)
+
+    @property
+    def shown_texts(self) -> dict[str, str]:
+        """By dotted key, the text of each value that is shown as it was written: it may hold a secret, or wait."""
+        return self.texts | {key: text for key, text in self.variables.items() if is_secret_reference(text)}
 
     def _written(self, texts: Mapping[str, str]) -> dict[str, Any]:
 

@@ -44,8 +44,8 @@ def _lines(config: Config, path: tuple[Any, ...], value: Any, default: Any, inde
     name = dotted(path)
     label = f"{indent}{write_inline(path[-1])}:"
     origin = str(config.origins.get(name, "default"))
-    if name in config.texts:
-        yield Line(f"{label} {write_inline(config.texts[name])}", origin + _meaning(config, name), key=name)
+    if name in config.shown_texts:
+        yield Line(f"{label} {write_inline(config.shown_texts[name])}", origin + _meaning(config, name), key=name)
     elif isinstance(value, Mapping) and (value or isinstance(default, Mapping)):
         yield Line(label, origin)
         known = default if isinstance(default, Mapping) else {}
@@ -119,7 +119,7 @@ def _meaning(config: Config, name: str) -> str:
     """What a text from the environment stands for, unless that may be a secret or is not known yet."""
     if name in config.deferred:
         return ", known when the data is built"
-    references = re.findall(r"\$\{\s*(env:)?([\w.]+)", config.texts[name])
+    references = re.findall(r"\$\{\s*(env:)?([\w.]+)", config.shown_texts[name])
     if is_secret(name) or any(not variable or is_secret(word) for variable, word in references):
         return ""  # what another key holds may be a secret in its turn
     value: Any = config.values
@@ -131,8 +131,8 @@ def _meaning(config: Config, name: str) -> str:
 def hidden(config: Config, path: tuple[Any, ...], value: Any) -> Any:
     """A value without what it holds of secrets and of the environment."""
     name = dotted(path)
-    if name in config.texts:
-        return config.texts[name]
+    if name in config.shown_texts:
+        return config.shown_texts[name]
     if isinstance(value, Mapping):
         return {key: hidden(config, (*path, key), child) for key, child in value.items()}
     if isinstance(value, list):

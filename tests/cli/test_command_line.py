@@ -44,7 +44,7 @@ class TestHelp:
     def test_the_overview_says_of_a_command_what_its_file_says(self, name: str) -> None:
         import importlib
 
-        assert COMMANDS[name] == importlib.import_module(f"flambeau.cli.{name}").HELP
+        assert COMMANDS[name] == importlib.import_module(f"flambeau.cli.{name.replace('-', '_')}").HELP
 
     def test_the_version_is_told(self, flambeau: InProcess) -> None:
         from flambeau import __version__

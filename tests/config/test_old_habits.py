@@ -98,9 +98,9 @@ class TestMixIns:
 
     def test_one_that_is_missing_is_told_with_the_nearest(self) -> None:
         with pytest.raises(ConfigError) as caught:
-            load_config("short+wied")
+            load_config("short+widde")
         assert [str(problem) for problem in caught.value.problems] == [
-            "wied: no configuration of this name; looked in configs and among Flambeau's own; did you mean 'wide'?"
+            "widde: no configuration of this name; looked in configs and among Flambeau's own; did you mean 'wide'?"
         ]
 
 
