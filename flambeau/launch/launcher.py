@@ -134,6 +134,7 @@ class _Launcher:
     def _run_agent(self) -> None:
         # Its warnings tell what is told here too, each in its own form.
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         if self._plan.nodes != (1, 1) or self._plan.max_restarts:
             # A store that lives through restarts keeps the addresses of processes that are gone, and a machine that
@@ -154,6 +155,8 @@ class _Launcher:
             run_agent(self._agent)
         except BaseException as error:
             self._agent_error = error
+        finally:
+            logging.disable(before)
 
     # ---------------------------------------------------------------- signals
 

@@ -86,8 +86,6 @@ class Hooks:
         self.checkpoint = self._find("on_checkpoint")
         self.fit_end = self._find("on_fit_end")
         self.error = self._find("on_error")
-        self.at_steps = bool(self.step_end or self.epoch_end)
-        """Whether something is to be called after steps."""
         self.exit = self._find("on_exit")
 
     def _find(self, name: str) -> tuple[Callable[..., None], ...]:

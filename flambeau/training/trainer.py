@@ -570,7 +570,7 @@ class Trainer(Showing):
             hook(self)
 
     def _after_step(self) -> None:
-        if self.hooks.at_steps:
+        if self.hooks.step_end or self.hooks.epoch_end:
             self.hooks.end_step(self)
         self.recorder.tick(self.state)
         if self.world.is_main and self._save_clock.struck():

@@ -14,9 +14,9 @@ import flambeau.training.trainer
 def copy_into(project: Path) -> None:
     """`flambeau/training/trainer.py` as the project's `trainers/mine.py`, under a name of its own."""
     source = Path(flambeau.training.trainer.__file__).read_text()
-    source = source.replace('@register.trainer("default")\nclass Trainer:', '@register.trainer("mine")\nclass Mine:')
+    source = source.replace('@register.trainer("default")\nclass Trainer(', '@register.trainer("mine")\nclass Mine(')
     source = source.replace("Trainer.update", "Mine.update")
-    assert "class Mine:" in source
+    assert "class Mine(" in source
     (project / "trainers").mkdir()
     (project / "trainers" / "mine.py").write_text(source)
 
