@@ -76,6 +76,12 @@ ELSEWHERE: dict[str, Callable[[str], bool]] = {
 }
 """Commands that a test cannot run, and what is looked at in their place."""
 
+TRAINING_PAGES = {
+    "coming-from-other-templates", "large-models", "optimisation", "several-devices", "start-points", "tasks",
+    "tasks-text", "when-something-dies",
+}  # fmt: skip
+"""Pages that train for tens of seconds, in several processes or many runs: followed with the slow suite."""
+
 NOT_THERE_YET = re.compile(r"Not there yet:.*?\.(?=\s)", re.DOTALL)
 """The sentence that names commands to come."""
 
@@ -89,7 +95,13 @@ def reader() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=page_name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page_name(page), marks=[pytest.mark.slow] if page.stem in TRAINING_PAGES else [])
+        for page in GUIDES
+    ],
+)
 def test_what_a_page_shows_is_what_happens(page: Path, tmp_path: Path, reader: ProcessPoolExecutor) -> None:
     """Its files, programs and commands, one after the other in an empty folder, do and say what stands there."""
     faults = reader.submit(follow, page, tmp_path, list(ELSEWHERE)).result()
