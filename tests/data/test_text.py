@@ -173,7 +173,7 @@ class TestStandardLibrary:
         assert set(sys.modules) == before
         assert len(text) > 500_000
         assert "def copytree(src, dst" in text
-        assert text.index("import argparse\n") < text.index("import shutil\n") < text.index("import zipfile\n")
+        assert text.index("import argparse\n") < text.index("import shutil\n") < text.index("import textwrap\n")
 
     def test_a_python_without_its_source_says_so(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(folder / "python.zip")})
