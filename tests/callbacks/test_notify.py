@@ -382,7 +382,9 @@ class TestSecrets:
     ) -> None:
         flambeau("train", "tiny", "--run-dir", "run", "callbacks.notify={webhook: {url_env: MY_WEBHOOK}}")
         monkeypatch.delenv("MY_WEBHOOK")
-        flambeau("evaluate", "run")
+        assert len(hook.got) == 1
+        assert "accuracy" in flambeau("evaluate", "run").out
+        assert len(hook.got) == 1
 
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -226,3 +226,4 @@ def test_a_resume_with_the_same_data_in_a_new_file_goes_on(
     stopped(flambeau, monkeypatch)
     write_points(flambeau.project.root)
     flambeau("resume", "run", "data.fingerprint=full")
+    assert json.loads((flambeau.project.root / "run" / "status.json").read_text())["state"] == "finished"

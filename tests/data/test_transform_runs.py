@@ -130,3 +130,6 @@ def test_a_list_of_names_will_do(flambeau: InProcess) -> None:
     flambeau("train", "tiny", "--run-dir", "a", "train_transforms=[shaken]", *options)
     norm = "batch_transforms={norm: {name: torch.nn.LayerNorm, normalized_shape: 6}}"
     flambeau("train", "tiny", "--run-dir", "b", norm, "train_transforms=null", *options)
+    flambeau("train", "tiny", "--run-dir", "c", "train_transforms=null", *options)
+    records = [(flambeau.project.root / run / "metrics.jsonl").read_text() for run in "abc"]
+    assert len(set(records)) == 3  # each of them changed what was trained on
